@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer',
-           'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'randn_like', 'default_device',
-           'update_ema_model_', 'use_style', 'show_images', 'karras_schedule', 'timesteps_schedule',
-           'improved_timesteps_schedule', 'ema_decay_rate_schedule', 'check_ascending', 'lognormal_probabilities',
+           'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device',
+           'randn_like', 'default_device', 'update_ema_model_', 'use_style', 'show_images', 'karras_schedule',
+           'timesteps_schedule', 'improved_timesteps_schedule', 'ema_decay_rate_schedule', 'lognormal_probabilities',
            'lognormal_timestep_distribution', 'skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning',
            'model_forward_wrapper', 'Precondition', 'gaussian_consistency_function', 'as_network', 'pseudo_huber_loss',
-           'lpips_network', 'lpips_loss', 'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'embed_labels',
-           'ResidualLayer', 'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet', 'two_moons',
-           'spiral', 'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder',
-           'measure_sigma_data', 'ideal_denoiser', 'exact_consistency_function', 'add_noise', 'consistency_pair',
-           'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like',
-           'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'keep_known', 'ConsistencySamplingAndEditing',
-           'slerp', 'LUMINANCE', 'editing_sigmas', 'inpaint', 'luminance_basis', 'rotate_colours', 'colorize',
-           'frechet_distance', 'DigitClassifier', 'train_classifier', 'recognition_rate']
+           'lpips_network', 'lpips_loss', 'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'check_inputs',
+           'embed_labels', 'ResidualLayer', 'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet',
+           'two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset',
+           'ImageFolder', 'measure_sigma_data', 'ideal_denoiser', 'exact_consistency_function', 'add_noise',
+           'consistency_pair', 'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining',
+           'sigmas_like', 'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'keep_known',
+           'ConsistencySamplingAndEditing', 'slerp', 'LUMINANCE', 'editing_sigmas', 'inpaint', 'luminance_basis',
+           'in_colour_basis', 'colorize', 'frechet_distance', 'DigitClassifier', 'train_classifier', 'recognition_rate']
 
 # %% ../nbs/15_api.ipynb #1d8abf80
 from .data import *
@@ -30,33 +30,28 @@ from .schedules import *
 from .training import *
 from .utils import *
 
-# %% ../nbs/15_api.ipynb #fc533459
+# %% ../nbs/15_api.ipynb #47236e9e
 _all_ = [
     # utils
-    "update_ema_model", "pad_dims_like", "at_least_float32", "check_floating", "check_number", "check_integer",
-    "bind_kwargs", "random_state", "set_random_state", "replay", "randn_like", "default_device",
-    "update_ema_model_", "use_style", "show_images",
+    "update_ema_model", "pad_dims_like", "at_least_float32", "check_floating", "check_number", "check_integer", "as_tensor", "check_ascending", "bind_kwargs", "random_state", "set_random_state",
+    "replay", "draw_device", "randn_like", "default_device", "update_ema_model_", "use_style", "show_images",
     # schedules
-    "karras_schedule", "timesteps_schedule", "improved_timesteps_schedule", "ema_decay_rate_schedule",
-    "check_ascending", "lognormal_probabilities", "lognormal_timestep_distribution",
+    "karras_schedule", "timesteps_schedule", "improved_timesteps_schedule", "ema_decay_rate_schedule", "lognormal_probabilities", "lognormal_timestep_distribution",
     # parameterization
-    "skip_scaling", "output_scaling", "input_scaling", "noise_conditioning", "model_forward_wrapper",
-    "Precondition", "gaussian_consistency_function", "as_network",
+    "skip_scaling", "output_scaling", "input_scaling", "noise_conditioning", "model_forward_wrapper", "Precondition", "gaussian_consistency_function", "as_network",
     # losses
     "pseudo_huber_loss", "lpips_network", "lpips_loss", "improved_loss_weighting",
     # networks
-    "NoiseEmbedding", "scale_inputs", "embed_labels", "ResidualLayer", "MLP", "group_norm", "zero_init",
-    "ResBlock", "SelfAttention", "UNet",
+    "NoiseEmbedding", "scale_inputs", "check_inputs", "embed_labels", "ResidualLayer", "MLP", "group_norm", "zero_init", "ResBlock", "SelfAttention", "UNet",
     # data
-    "two_moons", "spiral", "eight_gaussians", "load_digits", "colour_shapes", "torchvision_dataset",
-    "ImageFolder", "measure_sigma_data",
+    "two_moons", "spiral", "eight_gaussians", "load_digits", "colour_shapes", "torchvision_dataset", "ImageFolder", "measure_sigma_data",
     # training
-    "ideal_denoiser", "exact_consistency_function", "add_noise", "consistency_pair", "ConsistencyTrainingOutput",
-    "check_settings", "check_batch", "ConsistencyTraining", "sigmas_like", "ImprovedConsistencyTraining",
+    "ideal_denoiser", "exact_consistency_function", "add_noise", "consistency_pair", "ConsistencyTrainingOutput", "check_settings", "check_batch", "ConsistencyTraining", "sigmas_like",
+    "ImprovedConsistencyTraining",
     # sampling
     "check_sigmas", "identity", "keep_known", "ConsistencySamplingAndEditing", "slerp",
     # editing
-    "LUMINANCE", "editing_sigmas", "inpaint", "luminance_basis", "rotate_colours", "colorize",
+    "LUMINANCE", "editing_sigmas", "inpaint", "luminance_basis", "in_colour_basis", "colorize",
     # metrics
     "frechet_distance", "DigitClassifier", "train_classifier", "recognition_rate",
 ]

@@ -69,14 +69,15 @@ def _signed_distance(kind:Tensor, dx:Tensor, dy:Tensor, radius:Tensor) -> Tensor
     triangle = torch.maximum(0.866 * dx.abs() - 0.5 * dy, dy) - 0.6 * radius
     return torch.where(kind == 0, disc, torch.where(kind == 1, square, triangle))
 
-# %% ../nbs/05_data.ipynb #658f5e34
+# %% ../nbs/05_data.ipynb #0a22cd34
 def colour_shapes(
     n:int=1000, # number of images
     size:int=32, # width and height in pixels
     generator:torch.Generator|None=None, # source of randomness
 ) -> tuple[Tensor, Tensor]: # images in [-1, 1], shape `(n, 3, size, size)`, and labels: 0 disc, 1 square, 2 triangle
     "Discs, squares and triangles in random colours, places and sizes"
-    labels = torch.randint(0, 3, (check_integer(n, "n", 1),), generator=generator)
+    n = check_integer(n, "n", 1)
+    labels = torch.randint(0, 3, (n,), generator=generator)
     place, ink, paper = torch.rand(3, n, 3, generator=generator)
     radius = 0.25 + 0.3 * place[:, 2, None, None]
     axis = (torch.arange(check_integer(size, "size", 4)) + 0.5) / size * 2 - 1
@@ -84,7 +85,11 @@ def colour_shapes(
     inside = (0.5 - _signed_distance(labels[:, None, None], dx, dy, radius) * size / 2).clamp(0, 1)[:, None]
     return (inside * ink[..., None, None] + (1 - inside) * paper[..., None, None]) * 2 - 1, labels
 
-# %% ../nbs/05_data.ipynb #542c0906
+# %% ../nbs/05_data.ipynb #14b9ea6d
+def _to_range(x:Tensor) -> Tensor:
+    "From [0, 1] to [-1, 1]"
+    return x * 2 - 1
+
 def _to_tensor(
     size:int|None, # images are resized and cropped to `size` by `size`; left alone if `None`
     channels:int|None=None, # 1 for grey, 3 for colour, `None` to leave them
@@ -94,10 +99,10 @@ def _to_tensor(
     modes = {None: [], 1: [v2.Grayscale(1)], 3: [v2.RGB()]}
     if channels not in modes: raise ValueError(f"channels must be 1 or 3, got {channels}")
     resize = [v2.Resize(size, antialias=True), v2.CenterCrop(size)] if size else []
-    scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Lambda(lambda x: x * 2 - 1)]
+    scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Lambda(_to_range)]
     return v2.Compose(modes[channels] + resize + scale)
 
-# %% ../nbs/05_data.ipynb #34515e96
+# %% ../nbs/05_data.ipynb #25a3f055
 def torchvision_dataset(
     name:str, # name of a class in `torchvision.datasets`, such as `"MNIST"`
     root:str="data", # folder that holds the files
@@ -107,7 +112,7 @@ def torchvision_dataset(
 ):  # dataset of `(image in [-1, 1], label)`
     "A data set of torchvision, with images in [-1, 1]"
     from torchvision import datasets
-    if not hasattr(datasets, name): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
+    if not isinstance(getattr(datasets, name, None), type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
     return getattr(datasets, name)(root, train=train, download=download, transform=_to_tensor(size))
 
 # %% ../nbs/05_data.ipynb #33e829f2
@@ -129,12 +134,13 @@ class ImageFolder(torch.utils.data.Dataset):
         from PIL import Image
         with Image.open(self.files[i]) as image: return self.transform(image.convert("RGB"))
 
-# %% ../nbs/05_data.ipynb #fec692ef
+# %% ../nbs/05_data.ipynb #b5f997b2
 def measure_sigma_data(
     data, # a tensor of samples, or a dataset of tensors or `(tensor, label)` pairs
     samples:int=2000, # at most so many samples of a dataset are read, evenly spread
 ) -> float: # standard deviation over all values
     "The standard deviation of the data, for `sigma_data`"
+    if len(data) == 0: raise ValueError("data must hold at least two values, got none")
     if not isinstance(data, Tensor):
         chosen = torch.linspace(0, len(data) - 1, min(check_integer(samples, "samples", 1), len(data))).long().tolist()
         data = torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in (data[i] for i in chosen)])

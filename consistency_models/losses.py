@@ -5,42 +5,40 @@
 # %% auto #0
 __all__ = ['pseudo_huber_loss', 'lpips_network', 'lpips_loss', 'improved_loss_weighting']
 
-# %% ../nbs/03_losses.ipynb #57aa9d41
+# %% ../nbs/03_losses.ipynb #8156d181
 import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .schedules import check_ascending
-from .utils import at_least_float32, check_floating, check_number
+from .utils import as_tensor, at_least_float32, check_ascending, check_floating, check_number
 
-# %% ../nbs/03_losses.ipynb #515ef397
+# %% ../nbs/03_losses.ipynb #2455d55f
 def pseudo_huber_loss(
     input:Tensor, # predictions, shape `(batch, ...)`
     target:Tensor, # targets, same shape
-    c:float|None=None, # where the distance bends from square to norm; $0.00054\sqrt d$ if `None`
+    c:float|None=None, # where the distance bends from square to norm; $0.00054\sqrt n$ if `None`
 ) -> Tensor: # one distance for each sample, shape `(batch, 1, ...)`, ready to multiply `loss_weights`
     "Pseudo-Huber distance of each sample: section 3.3 of Song & Dhariwal (2023)"
     _check_pair(input, target)
-    c = 0.00054 * math.sqrt(math.prod(input.shape[1:])) if c is None else check_number(c, "c", 0, above=True)
-    s = _squared_norm(input - target)
-    return (s / ((s + c**2).sqrt() + c)).to(input.dtype)
+    values = math.prod(input.shape[1:])
+    c = 0.00054 * math.sqrt(values) if c is None else check_number(c, "c", 1e-30, 1e30)
+    error = (input.to(at_least_float32(input.dtype)) - target).reshape(len(input), values)
+    scale = error.detach().abs().amax(1, keepdim=True).clamp(min=c)
+    s, c = (error / scale).square().sum(1, keepdim=True), c / scale
+    distance = scale * s / ((s + c**2).sqrt() + c)
+    return distance.reshape(-1, *(1,) * (input.ndim - 1)).to(input.dtype)
 
-# %% ../nbs/03_losses.ipynb #f8f60d33
+# %% ../nbs/03_losses.ipynb #e1fc3de0
 def _check_pair(input, target):
     "Raise unless `input` and `target` are floating tensors of one shape with a batch axis"
     check_floating(input, "input")
     check_floating(target, "target")
-    if input.shape != target.shape or input.ndim == 0:
+    if input.shape != target.shape or input.ndim == 0 or 0 in input.shape[1:]:
         raise ValueError(f"input and target must have the same shape (batch, ...), got {tuple(input.shape)} and {tuple(target.shape)}")
 
-def _squared_norm(error:Tensor) -> Tensor:
-    "Squared norm of each sample, shape `(batch, 1, ...)`, summed in at least float32"
-    error = error.to(at_least_float32(error.dtype))
-    return error.square().reshape(len(error), -1).sum(1).reshape(-1, *(1,) * (error.ndim - 1))
-
-# %% ../nbs/03_losses.ipynb #e986fb6b
+# %% ../nbs/03_losses.ipynb #d1c16bd3
 @lru_cache(maxsize=4)
 def lpips_network(
     net:str="vgg", # `"vgg"`, as in the papers, or the lighter `"alex"` and `"squeeze"`
@@ -48,12 +46,13 @@ def lpips_network(
 ) -> torch.nn.Module: # the network, frozen
     "The LPIPS network of Zhang et al. (2018) with its published weights; torchvision downloads the backbone once"
     import lpips
+    if net not in ("vgg", "alex", "squeeze"): raise ValueError(f"net must be 'vgg', 'alex' or 'squeeze', got {net!r}")
     try: return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False).to(device)
     except OSError as e:
         raise RuntimeError(f"the weights of {net!r} for LPIPS could not be downloaded ({e}); connect once, or use "
                            "pseudo_huber_loss, which needs none") from e
 
-# %% ../nbs/03_losses.ipynb #53a29de0
+# %% ../nbs/03_losses.ipynb #2a78cac1
 def lpips_loss(
     input:Tensor, # predicted images in [-1, 1], shape `(batch, 1 or 3, height, width)`
     target:Tensor, # target images, same shape
@@ -66,11 +65,11 @@ def lpips_loss(
         raise ValueError(f"LPIPS compares images of shape (batch, 1 or 3, height, width), got {tuple(input.shape)}")
     network = network or lpips_network("vgg", str(input.device))
     resize = lambda x: torch.nn.functional.interpolate(x.expand(-1, 3, -1, -1), (size, size), mode="bilinear")
-    return network(resize(input), resize(target))
+    return network(resize(input.float()), resize(target.float())).to(input.dtype)
 
-# %% ../nbs/03_losses.ipynb #7583f3db
+# %% ../nbs/03_losses.ipynb #2fd1e02f
 def improved_loss_weighting(
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
 ) -> Tensor: # one weight for each step of the grid, shape `(num_timesteps - 1,)`
     "Weight of each step, one over its length: section 3.1 of Song & Dhariwal (2023)"
-    return (1 / check_ascending(sigmas).diff()).to(at_least_float32(sigmas.dtype))
+    return (1 / check_ascending(sigmas).diff()).to(at_least_float32(as_tensor(sigmas, "sigmas").dtype))

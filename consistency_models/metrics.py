@@ -21,7 +21,7 @@ class _Features(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../nbs/10_metrics.ipynb #69c07d44
+# %% ../nbs/10_metrics.ipynb #31431082
 @torch.no_grad()
 def frechet_distance(
     real:Tensor, # real samples, shape `(n, ...)`
@@ -34,8 +34,10 @@ def frechet_distance(
     for x, name in ((real, "real"), (fake, "fake")):
         check_floating(x, name)
         if len(x) < 2: raise ValueError(f"{name} must hold at least two samples, got {len(x)}")
-    width = features(real[:2]).shape[1]
-    metric = FrechetInceptionDistance(feature=_Features(features, width)).to(real.device).set_dtype(torch.float64)
+    if real.shape[1:] != fake.shape[1:]: raise ValueError(f"real and fake must have samples of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+    probe = features(real[:2])
+    if not isinstance(probe, Tensor) or probe.ndim != 2: raise ValueError("features must return a tensor of shape (batch, num_features)")
+    metric = FrechetInceptionDistance(feature=_Features(features, probe.shape[1])).to(real.device).set_dtype(torch.float64)
     for batch in real.split(batch_size): metric.update(batch, real=True)
     for batch in fake.split(batch_size): metric.update(batch, real=False)
     return metric.compute().item()

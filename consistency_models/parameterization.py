@@ -6,16 +6,16 @@
 __all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning', 'model_forward_wrapper', 'Precondition',
            'gaussian_consistency_function', 'as_network']
 
-# %% ../nbs/02_parameterization.ipynb #24e4f8ec
+# %% ../nbs/02_parameterization.ipynb #d5f30b44
 import torch
 from torch import Tensor, nn
 
-from .utils import at_least_float32, check_floating, pad_dims_like
+from .utils import as_tensor, at_least_float32, check_floating, pad_dims_like
 
-# %% ../nbs/02_parameterization.ipynb #cad1f7b9
+# %% ../nbs/02_parameterization.ipynb #55efd597
 def _levels(sigma, sigma_min=0.):
     "Noise levels as a tensor of at least float32, and `sigma_min` rounded the way `sigma` was"
-    sigma = torch.as_tensor(sigma)
+    sigma = as_tensor(sigma, "sigma")
     dtype = at_least_float32(sigma.dtype)
     rounded = torch.as_tensor(sigma_min, dtype=sigma.dtype if sigma.is_floating_point() else dtype)
     return sigma.to(dtype), rounded.to(sigma.device, dtype)
@@ -76,10 +76,10 @@ def model_forward_wrapper(
         raise ValueError(f"the model must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}")
     return (c_skip * x + c_out * output).to(x.dtype)
 
-# %% ../nbs/02_parameterization.ipynb #a428c7fc
+# %% ../nbs/02_parameterization.ipynb #19cc61d5
 def _one_level_each(sigma, x:Tensor) -> Tensor:
     "`sigma` as a tensor of shape `(batch,)` on the device of `x`"
-    sigma = torch.as_tensor(sigma, device=x.device)
+    sigma = as_tensor(sigma, "sigma", x.device)
     if not sigma.is_floating_point(): sigma = sigma.to(at_least_float32(x.dtype))
     if x.ndim == 0 or sigma.ndim > 1 or sigma.numel() not in (1, x.shape[0]):
         raise ValueError(f"sigma must have shape (batch,) for x of shape {tuple(x.shape)}, got {tuple(sigma.shape)}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_sigmas', 'identity', 'keep_known', 'ConsistencySamplingAndEditing', 'slerp']
 
-# %% ../nbs/08_sampling.ipynb #80b53f23
+# %% ../nbs/08_sampling.ipynb #8d350219
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .parameterization import model_forward_wrapper
-from .utils import at_least_float32, bind_kwargs, check_floating, check_number, randn_like
+from .utils import as_tensor, at_least_float32, bind_kwargs, check_floating, check_number, randn_like
 
-# %% ../nbs/08_sampling.ipynb #bf4a210c
+# %% ../nbs/08_sampling.ipynb #3a261123
 def check_sigmas(
     sigmas:Iterable, # noise levels, descending
     sigma_min:float=0.002, # none may be smaller
 ) -> list[float]: # the same as Python floats
     "Raise unless `sigmas` is a non-empty descending list of noise levels, none below `sigma_min`"
-    try: levels = [check_number(s, "each of sigmas") for s in sigmas]
+    try: levels = [check_number(s, "each of sigmas", high=1e15) for s in sigmas]
     except TypeError as e: raise TypeError(f"sigmas must be a list of numbers such as [80.0, 0.8]: {e}") from e
     if not levels: raise ValueError("sigmas must hold at least one noise level, such as [80.0]")
     if any(a <= b for a, b in zip(levels, levels[1:])):
@@ -39,17 +39,18 @@ def identity(
     "The map that changes nothing"
     return x
 
-# %% ../nbs/08_sampling.ipynb #34cd8a5c
+# %% ../nbs/08_sampling.ipynb #7680d51c
 def _check_mask(mask, ay:Tensor) -> Tensor:
     "The mask in the type of the data, or a clear error"
-    mask = torch.as_tensor(mask, device=ay.device).to(ay.dtype)
+    check_floating(ay, "the result of transform_fn")
+    mask = as_tensor(mask, "mask", ay.device).to(ay.dtype)
     try: fits = torch.broadcast_shapes(mask.shape, ay.shape) == ay.shape
     except RuntimeError: fits = False
     if not fits: raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the data's shape {tuple(ay.shape)}")
     if not ((mask >= 0) & (mask <= 1)).all(): raise ValueError("mask must lie between 0 (known) and 1 (generate)")
     return mask
 
-# %% ../nbs/08_sampling.ipynb #69b04a33
+# %% ../nbs/08_sampling.ipynb #76e87ce9
 def keep_known(
     y:Tensor, # reference samples, known where the mask is 0
     mask:Tensor|None, # 1 where to generate, 0 where the data is known, for the values of $A y$
@@ -63,10 +64,13 @@ def keep_known(
     def recombine(x):
         generated = transform_fn(x)
         mixed = torch.where(mask == 1, generated, known + mask * (generated - known))
-        return inverse_transform_fn(torch.where(mask == 0, known, mixed)).to(y.dtype)
+        x = inverse_transform_fn(torch.where(mask == 0, known, mixed))
+        check_floating(x, "the result of inverse_transform_fn")
+        if x.shape != y.shape: raise ValueError(f"inverse_transform_fn must give back the shape {tuple(y.shape)}, got {tuple(x.shape)}")
+        return x.to(y.dtype)
     return recombine
 
-# %% ../nbs/08_sampling.ipynb #6842c819
+# %% ../nbs/08_sampling.ipynb #cf273ae6
 @dataclass(eq=False)
 class ConsistencySamplingAndEditing:
     "Multistep sampling and zero-shot editing: Algorithms 1 and 4 of Song et al. (2023)"
@@ -74,10 +78,10 @@ class ConsistencySamplingAndEditing:
     sigma_data: float = 0.5 # standard deviation of the data, as in training
 
     def __post_init__(self):
-        check_number(self.sigma_min, "sigma_min", 0, above=True)
-        check_number(self.sigma_data, "sigma_data", 0, above=True)
+        check_number(self.sigma_min, "sigma_min", 1e-15, 1e15)
+        check_number(self.sigma_data, "sigma_data", 1e-15, 1e15)
 
-# %% ../nbs/08_sampling.ipynb #20d4eafa
+# %% ../nbs/08_sampling.ipynb #aa4a0a7a
 @patch
 def trajectory(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -99,7 +103,8 @@ def trajectory(self:ConsistencySamplingAndEditing,
     _check_reference(y)
     levels, model = check_sigmas(sigmas, self.sigma_min), bind_kwargs(model, model_kwargs, kwargs)
     recombine = keep_known(y, mask, transform_fn, inverse_transform_fn)
-    start = y if start_from_y else recombine(torch.zeros_like(y))
+    with torch.set_grad_enabled(enable_grad and torch.is_grad_enabled()):
+        start = y if start_from_y else recombine(torch.zeros_like(y))
     steps = self._walk(model, start, levels, recombine, add_initial_noise, clip_denoised, generator, enable_grad)
     return _with_progress(steps, len(levels), verbose)
 
@@ -152,14 +157,14 @@ def __call__(self:ConsistencySamplingAndEditing,
         clip_denoised, verbose, generator, enable_grad, model_kwargs, **kwargs): pass
     return x
 
-# %% ../nbs/08_sampling.ipynb #18989bd6
+# %% ../nbs/08_sampling.ipynb #7bbe37f3
 def slerp(
     a:Tensor, # first samples, shape `(batch, ...)`
     b:Tensor, # second samples, same shape
     ratio, # share of `a`, from 0 to 1; one number, or one for each sample, shape `(batch,)`
 ) -> Tensor: # shape and type of `a`
     "Spherical linear interpolation of each sample: appendix D of Song et al. (2023)"
-    u, v = (x.reshape(len(x), -1).to(at_least_float32(x.dtype)) for x in (a, b))
+    u, v = (x.reshape(len(x), math.prod(x.shape[1:])).to(at_least_float32(x.dtype)) for x in (a, b))
     r = torch.as_tensor(ratio, dtype=u.dtype, device=u.device).expand(len(u))[:, None]
     u1, v1 = torch.nn.functional.normalize(u, dim=1), torch.nn.functional.normalize(v, dim=1)
     omega = 2 * torch.atan2((u1 - v1).norm(dim=1), (u1 + v1).norm(dim=1))[:, None]
@@ -168,7 +173,7 @@ def slerp(
     wa, wb = (torch.where(curved, (w * omega).sin() / s, w) for w in (r, 1 - r))
     return (wa * u + wb * v).reshape(a.shape).to(a.dtype)
 
-# %% ../nbs/08_sampling.ipynb #194b646b
+# %% ../nbs/08_sampling.ipynb #0843d8c4
 @patch
 def interpolate(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -187,15 +192,15 @@ def interpolate(self:ConsistencySamplingAndEditing,
     _check_interpolation(a, b, ab_ratio)
     noisy = [x + levels[0] * randn_like(x, generator) for x in (a, b)]
     return self(model, slerp(*noisy, ab_ratio), levels, start_from_y=True, add_initial_noise=False, clip_denoised=clip_denoised,
-                verbose=verbose, generator=generator, model_kwargs={**(model_kwargs or {}), **kwargs})
+                verbose=verbose, generator=generator, model_kwargs=model_kwargs, **kwargs)
 
-# %% ../nbs/08_sampling.ipynb #c109cfec
+# %% ../nbs/08_sampling.ipynb #38674f3b
 def _check_interpolation(a, b, ratio):
     "Raise unless `a` and `b` fit each other and `ratio` lies in [0, 1] for each sample"
     _check_reference(a)
     _check_reference(b)
     if a.shape != b.shape: raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    ratio = torch.as_tensor(ratio)
+    ratio = as_tensor(ratio, "ab_ratio")
     if ratio.ndim > 1 or ratio.numel() not in (1, len(a)):
         raise ValueError(f"ab_ratio must be one number or have shape ({len(a)},), got shape {tuple(ratio.shape)}")
     if not ((ratio >= 0) & (ratio <= 1)).all(): raise ValueError("ab_ratio must lie between 0 and 1")

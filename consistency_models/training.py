@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ideal_denoiser', 'exact_consistency_function', 'add_noise', 'consistency_pair', 'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like', 'ImprovedConsistencyTraining']
 
-# %% ../nbs/06_consistency_training.ipynb #da841a6f
+# %% ../nbs/06_consistency_training.ipynb #99aec31c
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from .parameterization import model_forward_wrapper
 from .schedules import karras_schedule, timesteps_schedule
 from .utils import (
-    at_least_float32, bind_kwargs, check_floating, check_number, pad_dims_like, randn_like, random_state, replay)
+    at_least_float32, bind_kwargs, check_floating, check_number, draw_device, pad_dims_like, randn_like, random_state, replay)
 
 # %% ../nbs/06_consistency_training.ipynb #5fdf4a2f
 def ideal_denoiser(
@@ -89,14 +89,14 @@ class ConsistencyTrainingOutput:
     current_sigmas: Tensor|None = None # each sample's $\sigma_n$, shape `(batch,)`
     next_sigmas: Tensor|None = None # each sample's $\sigma_{n+1}$, shape `(batch,)`
 
-# %% ../nbs/06_consistency_training.ipynb #99aa4606
+# %% ../nbs/06_consistency_training.ipynb #8005ba23
 def check_settings(
     training, # an object with the fields of `ConsistencyTraining`
     schedule, # the schedule of its number of levels
 ):
     "Raise now what a training step with these settings would raise later"
     karras_schedule(2, training.sigma_min, training.sigma_max, training.rho)
-    check_number(training.sigma_data, "sigma_data", 0, above=True)
+    check_number(training.sigma_data, "sigma_data", 1e-15, 1e15)
     schedule(0, 1, training.initial_timesteps, training.final_timesteps)
 
 def check_batch(
@@ -128,7 +128,7 @@ def sigmas_like(
     "The Karras schedule on the device of `x`, in at least float32"
     return karras_schedule(num_timesteps, training.sigma_min, training.sigma_max, training.rho, x.device, at_least_float32(x.dtype))
 
-# %% ../nbs/06_consistency_training.ipynb #474ff9c1
+# %% ../nbs/06_consistency_training.ipynb #074b262d
 @patch
 def __call__(self:ConsistencyTraining,
     student_model, # the network being trained: any callable `model(x, sigma, **kwargs)`
@@ -144,7 +144,7 @@ def __call__(self:ConsistencyTraining,
     check_batch(x)
     num_timesteps = timesteps_schedule(current_training_step, total_training_steps, self.initial_timesteps, self.final_timesteps)
     sigmas = sigmas_like(self, num_timesteps, x)
-    where = x.device if generator is None else generator.device
+    where = draw_device(generator, x.device)
     n = torch.randint(0, num_timesteps - 1, (len(x),), generator=generator, device=where).to(x.device)
     student, teacher = (bind_kwargs(m, model_kwargs, kwargs) for m in (student_model, teacher_model))
     predicted, target = consistency_pair(
@@ -155,7 +155,7 @@ def __call__(self:ConsistencyTraining,
 from .losses import improved_loss_weighting
 from .schedules import improved_timesteps_schedule, lognormal_timestep_distribution
 
-# %% ../nbs/07_improved_consistency_training.ipynb #d716f1e2
+# %% ../nbs/07_improved_consistency_training.ipynb #46115a3b
 @dataclass(eq=False)
 class ImprovedConsistencyTraining:
     "Improved consistency training: Song & Dhariwal (2023), Table 1"
@@ -170,7 +170,7 @@ class ImprovedConsistencyTraining:
 
     def __post_init__(self):
         check_settings(self, improved_timesteps_schedule)
-        check_number(self.lognormal_mean, "lognormal_mean")
+        check_number(self.lognormal_mean, "lognormal_mean", -1000, 1000)
         check_number(self.lognormal_std, "lognormal_std", 0, above=True)
 
 # %% ../nbs/07_improved_consistency_training.ipynb #2b8de4d6

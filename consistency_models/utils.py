@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer',
-           'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'randn_like', 'default_device',
-           'update_ema_model_', 'use_style', 'show_images']
+           'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device',
+           'randn_like', 'default_device', 'update_ema_model_', 'use_style', 'show_images']
 
 # %% ../nbs/00_utils.ipynb #df6fffc5
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def check_floating(
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}; convert it with .float()")
 
-# %% ../nbs/00_utils.ipynb #3464abeb
+# %% ../nbs/00_utils.ipynb #74bc2da6
 def check_number(
     value, # what should be a number
     name:str, # the argument's name, for the message
@@ -54,27 +54,56 @@ def check_number(
     "Return `value` as a float, or raise if it is no finite number between `low` and `high`"
     if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise TypeError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
-    value = float(value)
+    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
+        raise TypeError(f"{name} must be one real number, got a {value.dtype} tensor of shape {tuple(value.shape)}")
+    try: value = float(value)
+    except OverflowError: value = float("inf")
     inside = (low < value if above else low <= value) and value <= high and abs(value) != float("inf")
     if inside: return value
     bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < float("inf") else "")
     raise ValueError(f"{name} must be finite, {bounds}, got {value}")
 
-# %% ../nbs/00_utils.ipynb #52209a30
+# %% ../nbs/00_utils.ipynb #db5be247
 def check_integer(
     value, # what should be a whole number
     name:str, # the argument's name, for the message
     low:int, # smallest allowed value
+    high:int=10**15, # largest allowed value
 ) -> int: # the value as a Python int
-    "Return `value` as an int, or raise if it is no whole number of at least `low`"
+    "Return `value` as an int, or raise if it is no whole number from `low` to `high`"
     if isinstance(value, float) and value.is_integer(): value = int(value)
     try: whole = None if isinstance(value, bool) else index(value)
     except TypeError: whole = None
     if whole is None: raise TypeError(f"{name} must be a whole number, got {value!r}")
     if whole < low: raise ValueError(f"{name} must be at least {low}, got {whole}")
+    if whole > high: raise ValueError(f"{name} must be at most {high}, got a larger number")
     return whole
+
+# %% ../nbs/00_utils.ipynb #695c4f48
+def as_tensor(
+    value, # a tensor, a number, or a list of numbers
+    name:str, # the argument's name, for the message
+    device:torch.device|None=None, # where the result lives
+) -> Tensor:
+    "`torch.as_tensor`, with an error that names the argument"
+    try: tensor = torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"{name} must be a tensor or numbers, got {type(value).__name__}") from e
+    if tensor.is_complex(): raise TypeError(f"{name} must be real, got {tensor.dtype}")
+    return tensor
+
+# %% ../nbs/00_utils.ipynb #b154acb6
+def check_ascending(
+    sigmas:Tensor, # noise levels
+) -> Tensor: # the same in the best precision of their device
+    "Raise unless `sigmas` is a list of at least two positive, ascending noise levels"
+    sigmas = as_tensor(sigmas, "sigmas")
+    sigmas = sigmas.to(at_least_float32(sigmas.dtype) if sigmas.device.type == "mps" else torch.float64)
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"sigmas must be one-dimensional with at least two noise levels, got shape {tuple(sigmas.shape)}")
+    if not (sigmas[0] > 0 and (sigmas.diff() > 0).all()):
+        raise ValueError("sigmas must be positive and ascending, as karras_schedule gives them")
+    return sigmas
 
 # %% ../nbs/00_utils.ipynb #a1e27829
 def bind_kwargs(
@@ -119,14 +148,24 @@ def replay(
     try: yield
     finally: set_random_state(now, device)
 
-# %% ../nbs/00_utils.ipynb #a9ee510d
+# %% ../nbs/00_utils.ipynb #259b64a8
+def draw_device(
+    generator:torch.Generator|None, # source of randomness
+    device:torch.device, # where the data lives
+) -> torch.device: # where to draw: on the generator's device, or the data's if there is none
+    "Where random numbers are drawn"
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator, such as torch.Generator().manual_seed(0), got {type(generator).__name__}")
+    return device if generator is None else generator.device
+
+# %% ../nbs/00_utils.ipynb #f73f7e95
 def randn_like(
     x:Tensor, # gives shape, type and device
     generator:torch.Generator|None=None, # source of randomness; PyTorch's global one if `None`
 ) -> Tensor: # standard normal noise
     "Standard normal noise shaped like `x`, from `generator`"
-    device = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    where = draw_device(generator, x.device)
+    return torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
 
 # %% ../nbs/00_utils.ipynb #8c62f528
 def default_device() -> torch.device: # CUDA, else Apple's MPS, else the CPU
@@ -152,7 +191,7 @@ def _check_same_layout(ema_model:nn.Module, online_model:nn.Module):
                      f"ema_model and {shapes[1].get(name, 'none (it is missing)')} in online_model; make the average "
                      "with copy.deepcopy, and pass the bare network where one of them is wrapped (.module, ._orig_mod)")
 
-# %% ../nbs/00_utils.ipynb #c810e0c8
+# %% ../nbs/00_utils.ipynb #209a37c3
 @torch.no_grad()
 def update_ema_model_(
     ema_model:nn.Module, # the average, changed in place
@@ -161,9 +200,11 @@ def update_ema_model_(
 ) -> nn.Module: # `ema_model`
     "Move the weights of `ema_model` towards `online_model`: Algorithm 3 of Song et al. (2023), last line"
     decay = check_number(decay, "decay", 0, 1)
+    for model, name in ((ema_model, "ema_model"), (online_model, "online_model")):
+        if not isinstance(model, nn.Module): raise TypeError(f"{name} must be a torch module, got {type(model).__name__}")
     _check_same_layout(ema_model, online_model)
     (ema, ema_rest), (online, online_rest) = _floating_and_other(ema_model), _floating_and_other(online_model)
-    torch._foreach_lerp_(list(ema.values()), [online[k].to(v) for k, v in ema.items()], 1 - decay)
+    if ema: torch._foreach_lerp_(list(ema.values()), [online[k].to(v) for k, v in ema.items()], 1 - decay)
     for k, v in ema_rest.items(): v.copy_(online_rest[k])
     return ema_model
 
@@ -180,20 +221,22 @@ def use_style():
         "figure.figsize": (7, 3), "figure.dpi": 110, "figure.constrained_layout.use": True,
         "legend.frameon": False, "image.cmap": "gray"})
 
-# %% ../nbs/00_utils.ipynb #899ee7a4
+# %% ../nbs/00_utils.ipynb #a290e26e
 def show_images(
     x:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
     titles:list|None=None, # one title for each image
     columns:int=8, # images in a row
     size:float=0.9, # width of one image, inches
+    smooth:bool=False, # blend the pixels of very small images, which the eye reads more easily
 ):
     "Draw a batch of images in a grid and return the figure"
     import matplotlib.pyplot as plt
     rows, columns = -(-len(x) // columns), min(columns, len(x))
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.25 * bool(titles)) * rows), squeeze=False)
+    titled_rows = len({i // columns for i, title in enumerate(titles or []) if title != ""})
+    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.25 * titled_rows), squeeze=False)
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for i, (ax, image) in enumerate(zip(axes.flat, x.detach().float().cpu().clamp(-1, 1) / 2 + 0.5)):
-        ax.imshow(image.permute(1, 2, 0), vmin=0, vmax=1, interpolation="nearest")
+        ax.imshow(image.permute(1, 2, 0), vmin=0, vmax=1, interpolation="bicubic" if smooth else "nearest")
         ax.set_frame_on(True)
         ax.spines[:].set(visible=True, color="0.8")
         if titles: ax.set_title(titles[i], fontsize=8)

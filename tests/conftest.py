@@ -8,6 +8,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 
 
+torch.set_num_threads(1)   # the tensors are small: threads would wait for each other, above all on a busy machine
+
+
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 
 

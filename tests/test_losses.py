@@ -8,7 +8,13 @@ import lpips
 import pytest
 import torch
 
-from consistency_models import improved_loss_weighting, karras_schedule, lpips_loss, lpips_network, pseudo_huber_loss
+from consistency_models import (
+    improved_loss_weighting,
+    karras_schedule,
+    lpips_loss,
+    lpips_network,
+    pseudo_huber_loss,
+)
 
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)

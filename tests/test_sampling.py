@@ -19,7 +19,7 @@ from consistency_models import (
     karras_schedule,
     luminance_basis,
     model_forward_wrapper,
-    rotate_colours,
+    in_colour_basis,
     slerp,
 )
 
@@ -346,7 +346,7 @@ def test_no_transform_is_needed_without_a_mask():
 def test_colouring_with_a_perfect_model_returns_the_truth(dtype, tolerance):
     truth, q = colour_shapes(6, size=8, generator=seeded())[0].to(dtype), luminance_basis()
     mask = torch.tensor([0., 1., 1.]).reshape(1, 3, 1, 1)
-    x = sampler(knows(truth), truth, SIGMAS, mask, lambda x: rotate_colours(x, q), lambda x: rotate_colours(x, q.T))
+    x = sampler(knows(truth), truth, SIGMAS, mask, lambda x: in_colour_basis(x, q), lambda x: in_colour_basis(x, q.T))
     torch.testing.assert_close(x, truth, rtol=0, atol=tolerance)
 
 
@@ -374,8 +374,8 @@ def test_the_luminance_basis_is_orthogonal_and_starts_with_the_weights():
 
 def test_rotating_colours_and_back_changes_nothing():
     x, q = torch.rand(2, 3, 4, 4, generator=seeded()), luminance_basis()
-    torch.testing.assert_close(rotate_colours(rotate_colours(x, q), q.T), x)
-    torch.testing.assert_close(rotate_colours(x, q).square().sum(1), x.square().sum(1))
+    torch.testing.assert_close(in_colour_basis(in_colour_basis(x, q), q.T), x)
+    torch.testing.assert_close(in_colour_basis(x, q).square().sum(1), x.square().sum(1))
 
 
 @pytest.mark.parametrize("shape", ((2, 3, 4, 4), (1, 4, 4), (2, 1)))

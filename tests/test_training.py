@@ -194,7 +194,8 @@ def test_teacher_gets_no_gradient():
 
 
 def test_gradient_of_ict_is_that_of_a_fixed_target():
-    net, x, z = shake(AnyRank()).double(), gaussian(8, 3, dtype=torch.float64), gaussian(8, 3, seed=1, dtype=torch.float64)
+    net = shake(AnyRank()).double()
+    x, z = (gaussian(8, 3, seed=seed, dtype=torch.float64) for seed in (0, 1))
     low, high = torch.full((8,), 1., dtype=torch.float64), torch.full((8,), 2., dtype=torch.float64)
     grads = []
     for teacher in (net, copy.deepcopy(net)):
@@ -248,8 +249,8 @@ def test_bundled_networks_train_in_every_type(method, dtype):
 
 
 @each_method
-@pytest.mark.parametrize("net, shape", [(AnyRank(), (32, 3)), (MLP(3, 16, 1), (32, 3)), (UNet(3, (8, 16)), (4, 3, 8, 8))],
-                         ids=["any rank", "MLP", "UNet"])
+@pytest.mark.parametrize("net, shape", [
+    (AnyRank(), (32, 3)), (MLP(3, 16, 1), (32, 3)), (UNet(3, (8, 16)), (4, 3, 8, 8))], ids=["any rank", "MLP", "UNet"])
 def test_autocast_reaches_all_parameters(method, net, shape):
     net, x = shake(copy.deepcopy(net)), gaussian(*shape)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -290,8 +291,9 @@ def test_levels_are_neighbours_on_the_schedule(method, k, any_rank):
     assert out.current_sigmas.shape == out.next_sigmas.shape == (64,)
 
 
-@pytest.mark.parametrize("method, schedule", [(ConsistencyTraining, timesteps_schedule), (ImprovedConsistencyTraining, improved_timesteps_schedule)],
-                         ids=["CT", "iCT"])
+@pytest.mark.parametrize("method, schedule", [
+    (ConsistencyTraining, timesteps_schedule), (ImprovedConsistencyTraining, improved_timesteps_schedule)],
+    ids=["CT", "iCT"])
 @pytest.mark.parametrize("k", [0, 3, 6, 10])
 def test_number_of_levels_follows_the_schedule(method, schedule, k, any_rank):
     out = step(method, any_rank, gaussian(8, 3), k, settings={"initial_timesteps": 3, "final_timesteps": 24})
@@ -305,7 +307,7 @@ def test_schedule_runs_between_the_sigmas_of_the_settings(method, any_rank):
 
 
 def test_ct_draws_levels_evenly(any_rank):
-    out = step(ConsistencyTraining, any_rank, gaussian(8000, 3), 0, settings={"initial_timesteps": 5}, generator=seeded())
+    out = step(ConsistencyTraining, any_rank, gaussian(8000, 3), 0, settings={"initial_timesteps": 5})
     shares = (out.current_sigmas[:, None] == out.sigmas).double().mean(0)
     assert torch.allclose(shares[:-1], torch.full((4,), 0.25, dtype=torch.float64), atol=0.025) and shares[-1] == 0
 
@@ -373,10 +375,11 @@ def test_step_must_lie_within_the_run(method, k, K, name, any_rank):
 
 @each_method
 @pytest.mark.parametrize("settings, name", [
-    ({"initial_timesteps": 20, "final_timesteps": 10}, "final_timesteps"), ({"initial_timesteps": 0}, "initial_timesteps"),
-    ({"sigma_max": 0.002}, "sigma_max"), ({"sigma_min": 1., "sigma_max": 0.5}, "sigma_max"), ({"sigma_min": 0.}, "sigma_min"),
-    ({"sigma_min": -1.}, "sigma_min"), ({"rho": 0.}, "rho"), ({"sigma_data": 0.}, "sigma_data"),
-    ({"sigma_data": float("nan")}, "sigma_data"), ({"sigma_max": float("inf")}, "sigma_max")])
+    ({"initial_timesteps": 20, "final_timesteps": 10}, "final_timesteps"),
+    ({"initial_timesteps": 0}, "initial_timesteps"), ({"sigma_max": 0.002}, "sigma_max"),
+    ({"sigma_min": 1., "sigma_max": 0.5}, "sigma_max"), ({"sigma_max": float("inf")}, "sigma_max"),
+    ({"sigma_min": 0.}, "sigma_min"), ({"sigma_min": -1.}, "sigma_min"), ({"rho": 0.}, "rho"),
+    ({"sigma_data": 0.}, "sigma_data"), ({"sigma_data": float("nan")}, "sigma_data")])
 def test_bad_settings_are_refused_at_construction(method, settings, name):
     with pytest.raises(ValueError, match=name): method(**settings)
 
@@ -399,8 +402,9 @@ def test_teacher_must_be_callable(any_rank):
 
 
 WRONG_SHAPES = {
-    "fewer samples": lambda x, sigma: x[:1], "fewer channels": lambda x, sigma: x[:, :1], "flat": lambda x, sigma: x.flatten(),
-    "one number": lambda x, sigma: x.mean(), "more axes": lambda x, sigma: x[..., None]}
+    "fewer samples": lambda x, sigma: x[:1], "fewer channels": lambda x, sigma: x[:, :1],
+    "flat": lambda x, sigma: x.flatten(), "one number": lambda x, sigma: x.mean(),
+    "more axes": lambda x, sigma: x[..., None]}
 NO_TENSORS = {"None": lambda x, sigma: None, "tuple": lambda x, sigma: (x,), "number": lambda x, sigma: 0.}
 
 
@@ -460,7 +464,8 @@ def test_average_is_decay_times_old_plus_the_rest_of_new(decay):
 @pytest.mark.parametrize("decay", [0.2, 0.5, 0.95])
 def test_average_is_exactly_a_lerp(decay):
     average, online = Mixed(), Mixed()
-    expected = {k: torch.lerp(v, tensors(online)[k], 1 - decay) for k, v in tensors(average).items() if v.is_floating_point()}
+    old, new = tensors(average), tensors(online)
+    expected = {k: torch.lerp(v, new[k], 1 - decay) for k, v in old.items() if v.is_floating_point()}
     after = tensors(update_ema_model_(average, online, decay))
     assert all(torch.equal(after[k], v) for k, v in expected.items())
 
@@ -498,7 +503,8 @@ def test_average_moves_floating_buffers_also_those_not_saved():
     assert torch.allclose(average.table, expected[0]) and torch.allclose(average.net[1].running_mean, expected[1])
 
 
-@pytest.mark.parametrize("kinds", [(torch.float32, torch.bfloat16), (torch.float64, torch.float32), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("kinds", [
+    (torch.float32, torch.bfloat16), (torch.float64, torch.float32), (torch.bfloat16, torch.float32)], ids=str)
 def test_average_and_online_model_may_differ_in_type(kinds):
     average, online = (AnyRank().to(kind) for kind in kinds)
     expected = {k: torch.lerp(v, tensors(online)[k].to(kinds[0]), 0.25) for k, v in tensors(average).items()}
