@@ -13,7 +13,7 @@ help: ## list the targets
 	@touch .venv/done
 
 demo: .venv/done ## train on real digits, sample, edit, measure; pictures in demo/
-	$(BIN)/consistency-models-demo
+	$(BIN)/consistency-models demo
 
 test: .venv/done ## what CI runs: export, clean, notebooks, pytest
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh

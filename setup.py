@@ -22,12 +22,12 @@ setup(
     license="MIT",
     url=cfg["git_url"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    include_package_data=True,
+    package_data={cfg["lib_path"]: ["weights/*/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={
-        "console_scripts": cfg["console_scripts"].split(),
+        "console_scripts": [cfg["console_scripts"]],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
     classifiers=[

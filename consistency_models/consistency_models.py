@@ -5,36 +5,44 @@
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer',
            'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device',
-           'randn_like', 'default_device', 'update_ema_model_', 'use_style', 'show_images', 'karras_schedule',
-           'timesteps_schedule', 'improved_timesteps_schedule', 'ema_decay_rate_schedule', 'lognormal_probabilities',
-           'lognormal_timestep_distribution', 'skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning',
-           'model_forward_wrapper', 'Precondition', 'gaussian_consistency_function', 'as_network', 'pseudo_huber_loss',
-           'lpips_network', 'lpips_loss', 'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'check_inputs',
-           'embed_labels', 'ResidualLayer', 'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet',
-           'two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset',
-           'ImageFolder', 'measure_sigma_data', 'ideal_denoiser', 'exact_consistency_function', 'add_noise',
-           'consistency_pair', 'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining',
-           'sigmas_like', 'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'keep_known',
-           'ConsistencySamplingAndEditing', 'slerp', 'LUMINANCE', 'editing_sigmas', 'inpaint', 'luminance_basis',
-           'in_colour_basis', 'colorize', 'frechet_distance', 'DigitClassifier', 'train_classifier', 'recognition_rate']
+           'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images',
+           'karras_schedule', 'timesteps_schedule', 'improved_timesteps_schedule', 'ema_decay_rate_schedule',
+           'lognormal_probabilities', 'lognormal_timestep_distribution', 'skip_scaling', 'output_scaling',
+           'input_scaling', 'noise_conditioning', 'model_forward_wrapper', 'Precondition',
+           'gaussian_consistency_function', 'as_network', 'pseudo_huber_loss', 'lpips_network', 'lpips_loss',
+           'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'check_inputs', 'embed_labels', 'ResidualLayer',
+           'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet', 'two_moons', 'spiral',
+           'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder',
+           'measure_sigma_data', 'ideal_denoiser', 'exact_consistency_function', 'add_noise', 'consistency_pair',
+           'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like',
+           'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'keep_known', 'ConsistencySamplingAndEditing',
+           'slerp', 'LUMINANCE', 'editing_sigmas', 'inpaint', 'luminance_basis', 'in_colour_basis', 'colorize',
+           'frechet_distance', 'DigitClassifier', 'train_classifier', 'recognition_rate', 'shard_seed', 'data_order',
+           'learning_rate', 'RunOptions', 'Trainer', 'TrainingState', 'finish_first', 'write_checkpoint',
+           'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch', 'NETWORKS', 'network_config',
+           'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints', 'from_pretrained', 'DiffusersUNet',
+           'from_diffusers']
 
-# %% ../nbs/15_api.ipynb #1d8abf80
+# %% ../nbs/15_api.ipynb #6a98bfd3
 from .data import *
 from .editing import *
 from .losses import *
 from .metrics import *
 from .networks import *
 from .parameterization import *
+from .pretrained import *
 from .sampling import *
 from .schedules import *
+from .trainer import *
 from .training import *
 from .utils import *
 
-# %% ../nbs/15_api.ipynb #47236e9e
+# %% ../nbs/15_api.ipynb #4f5a1fff
+#| code-fold: true
 _all_ = [
     # utils
     "update_ema_model", "pad_dims_like", "at_least_float32", "check_floating", "check_number", "check_integer", "as_tensor", "check_ascending", "bind_kwargs", "random_state", "set_random_state",
-    "replay", "draw_device", "randn_like", "default_device", "update_ema_model_", "use_style", "show_images",
+    "replay", "draw_device", "randn_like", "default_device", "write_whole", "update_ema_model_", "use_style", "show_images",
     # schedules
     "karras_schedule", "timesteps_schedule", "improved_timesteps_schedule", "ema_decay_rate_schedule", "lognormal_probabilities", "lognormal_timestep_distribution",
     # parameterization
@@ -54,4 +62,9 @@ _all_ = [
     "LUMINANCE", "editing_sigmas", "inpaint", "luminance_basis", "in_colour_basis", "colorize",
     # metrics
     "frechet_distance", "DigitClassifier", "train_classifier", "recognition_rate",
+    # trainer
+    "shard_seed", "data_order", "learning_rate", "RunOptions", "Trainer", "TrainingState", "finish_first", "write_checkpoint", "read_checkpoint", "LossByLevel", "progress", "training_figure",
+    "watch",
+    # pretrained
+    "NETWORKS", "network_config", "build_network", "save_pretrained", "push_to_hub", "bundled_checkpoints", "from_pretrained", "DiffusersUNet", "from_diffusers",
 ]

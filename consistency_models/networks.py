@@ -75,6 +75,13 @@ def embed_labels(
             raise ValueError(f"class_labels must lie from 0 to {embedding.num_embeddings - 1}, got {low} to {high}")
     return embedding(class_labels.long())
 
+# %% ../nbs/04_networks.ipynb #156caefa
+def _arguments(
+    values:dict, # `locals()` of an `__init__`
+) -> dict: # the arguments it was called with
+    "What a network was built with, so that it can be saved and built again"
+    return {k: v for k, v in values.items() if k not in ("self", "__class__")}
+
 # %% ../nbs/04_networks.ipynb #3dd9f872
 class ResidualLayer(nn.Module):
     "A residual hidden layer, scaled and shifted by an embedding"
@@ -87,7 +94,7 @@ class ResidualLayer(nn.Module):
         scale, shift = self.modulate(emb).chunk(2, dim=1)
         return h + self.out(F.silu(self.linear(self.norm(h) * (1 + scale) + shift)))
 
-# %% ../nbs/04_networks.ipynb #5148599c
+# %% ../nbs/04_networks.ipynb #29019960
 class MLP(nn.Module):
     "A network for points, `model(x, sigma, class_labels=None)`; applies $c_{in}$ and $c_{noise}$ itself"
     def __init__(self,
@@ -99,6 +106,7 @@ class MLP(nn.Module):
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
     ):
         super().__init__()
+        self.config = _arguments(locals())
         self.sigma_data, self.precondition = sigma_data, precondition
         self.embed = NoiseEmbedding(width)
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
@@ -157,7 +165,7 @@ class SelfAttention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return x + self.out(h.reshape(b, c, height, width))
 
-# %% ../nbs/04_networks.ipynb #2c93d184
+# %% ../nbs/04_networks.ipynb #6ae493dd
 class UNet(nn.Module):
     "A U-Net for images, `model(x, sigma, class_labels=None)`; applies $c_{in}$ and $c_{noise}$ itself"
     def __init__(self,
@@ -169,15 +177,17 @@ class UNet(nn.Module):
         dropout:float=0., # probability of dropout in each residual block
         sigma_data:float=0.5, # standard deviation of the clean data, for $c_{in}$
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
+        patch:int=1, # blocks of `patch` by `patch` pixels become channels at the input, which saves time on larger images
     ):
         super().__init__()
-        self.sigma_data, self.precondition, self.in_channels = sigma_data, precondition, in_channels
+        self.config = _arguments(locals())
+        self.sigma_data, self.precondition, self.in_channels, self.patch = sigma_data, precondition, in_channels, patch
         features = 2 * channels[0]
         self.embed = NoiseEmbedding(features)
         self.labels = nn.Embedding(num_classes, features) if num_classes else None
-        self.inp = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.inp = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
         self._build(channels, blocks, attention, features, dropout)
-        self.norm, self.out = group_norm(channels[0]), zero_init(nn.Conv2d(channels[0], in_channels, 3, padding=1))
+        self.norm, self.out = group_norm(channels[0]), zero_init(nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1))
 
 # %% ../nbs/04_networks.ipynb #3be969f8
 @patch
@@ -200,13 +210,13 @@ def _build(self:UNet, channels, blocks, attention, features, dropout):
             c = width
         if level > 0: self.up.append(nn.Conv2d(c, c, 3, padding=1))
 
-# %% ../nbs/04_networks.ipynb #dcba3ea1
+# %% ../nbs/04_networks.ipynb #33e1156d
 @patch
 def forward(self:UNet, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) -> Tensor:
     "The raw network $F_\\theta$: shape `(batch, channels, height, width)` in and out"
     self._check(x, sigma)
     if self.precondition: x, sigma = scale_inputs(x, sigma, self.sigma_data)
-    emb, h = F.silu(self.embed(sigma) + embed_labels(self.labels, class_labels, len(x))), self.inp(x)
+    emb, h = F.silu(self.embed(sigma) + embed_labels(self.labels, class_labels, len(x))), self.inp(F.pixel_unshuffle(x, self.patch))
     stored = [h]
     for layer in self.down:
         h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
@@ -215,13 +225,13 @@ def forward(self:UNet, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) ->
     for layer in self.up:
         if isinstance(layer, ResBlock): h = layer(torch.cat([h, stored.pop()], 1), emb)
         else: h = layer(F.interpolate(h, scale_factor=2.))
-    return self.out(F.silu(self.norm(h)))
+    return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
 
-# %% ../nbs/04_networks.ipynb #e7c76eb8
+# %% ../nbs/04_networks.ipynb #c2ee1cdc
 @patch
 def _check(self:UNet, x:Tensor, sigma:Tensor):
     "Raise unless `x` is a batch of images this network can halve often enough"
     check_inputs(x, sigma, (self.in_channels, None, None))
-    factor = 2 ** sum(isinstance(layer, nn.Conv2d) for layer in self.down)
+    factor = self.patch * 2 ** sum(isinstance(layer, nn.Conv2d) for layer in self.down)
     if x.shape[2] % factor or x.shape[3] % factor:
         raise ValueError(f"height and width must be divisible by {factor}, got {tuple(x.shape[2:])}; pad or resize the images")

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer',
            'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device',
-           'randn_like', 'default_device', 'update_ema_model_', 'use_style', 'show_images']
+           'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images']
 
-# %% ../nbs/00_utils.ipynb #df6fffc5
+# %% ../nbs/00_utils.ipynb #1ec777d6
+import os
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from operator import index
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +174,28 @@ def default_device() -> torch.device: # CUDA, else Apple's MPS, else the CPU
     "The fastest device of this machine"
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+# %% ../nbs/00_utils.ipynb #3d4b0e8d
+def write_whole(
+    path, # where to; its folder is made if it does not exist
+    content:bytes, # what to write
+):
+    "Write a file whole or not at all"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+    if os.name != "nt": _sync_folder(path.parent)
+
+def _sync_folder(path):
+    "Force the new name itself to the disk"
+    folder = os.open(path, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
 
 # %% ../nbs/00_utils.ipynb #2ef6611c
 def _floating_and_other(model:nn.Module):

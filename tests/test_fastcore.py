@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import fastcore, torch, sys
 from consistency_models import MLP, ConsistencySamplingAndEditing, ConsistencyTraining, ImprovedConsistencyTraining, UNet
-from consistency_models.cli import demo
+from consistency_models.cli import main
 x = torch.randn(4, 2)
 output = ImprovedConsistencyTraining()(MLP(), x, 0, 10)
 output.predicted.sum().backward()

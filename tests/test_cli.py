@@ -1,0 +1,187 @@
+"""The command line: every command does its work, says no in one line, and returns the right exit code."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from consistency_models import ImageFolder, from_pretrained, load_digits
+from consistency_models.cli import COMMANDS, RECIPES, demo, describe, in_memory, main, make_trainer, named_mask, open_data, parser_for, recipe_for
+from PIL import Image
+
+COMMAND = [sys.executable, "-c", "import sys; from consistency_models.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A digit model trained for three steps"""
+    assert main(["train", "--data", "digits", "--steps", "3", "--out", str(tmp_path / "run"), "--batch-size", "8"]) == 0
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "three.png"
+    Image.fromarray(((load_digits()[0][3, 0] + 1) * 127.5).byte().numpy()).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six colour pictures of different sizes"""
+    (tmp_path / "pictures").mkdir()
+    for i in range(6): Image.new("RGB", (20 + i, 30), (40 * i, 90, 200)).save(tmp_path / "pictures" / f"{i}.png")
+    return str(tmp_path / "pictures")
+
+
+def size_of(path):
+    with Image.open(path) as image: return image.size
+
+
+# Commands
+
+def test_train_leaves_weights_checkpoint_and_card(checkpoint):
+    net = from_pretrained(checkpoint)
+    assert net.config["num_classes"] == 10 and net.notes["shape"] == [1, 8, 8]
+    assert "--steps 3" in net.notes["recipe"]["command"] and "--batch-size 8" in net.notes["recipe"]["command"]
+
+
+def test_recipe_on_the_card_gives_the_same_weights(checkpoint, tmp_path):
+    command = from_pretrained(checkpoint).notes["recipe"]["command"].split()[1:]
+    assert main([*command, "--out", str(tmp_path / "again")]) == 0
+    first, again = (from_pretrained(path) for path in (checkpoint, str(tmp_path / "again")))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+
+
+def test_train_on_a_folder(folder, tmp_path):
+    assert main(["train", "--data", folder, "--size", "16", "--steps", "2", "--batch-size=4", "--out", str(tmp_path / "run")]) == 0
+    net = from_pretrained(str(tmp_path / "run"))
+    assert net.notes["shape"] == [3, 16, 16] and net.config["num_classes"] is None
+    assert main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "x.png")]) == 0
+
+
+def test_interrupted_run_goes_on(tmp_path):
+    run, out = ["train", "--data", "digits", "--steps", "150", "--batch-size", "8", "--checkpoint-every", "2", "--out", str(tmp_path)], tmp_path / "checkpoints"
+    process = subprocess.Popen([*COMMAND, *run], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(out.glob("*.safetensors")): time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.strip().endswith("stopped; go on with --resume") and "Traceback" not in errors
+    reached = int(max(p.stem for p in out.glob("*.safetensors")))
+    assert 2 <= reached < 150 and not (tmp_path / "model.safetensors").exists()
+    assert main([*run, "--resume"]) == 0 and (tmp_path / "model.safetensors").exists()
+
+
+def test_resume_of_nothing_is_an_error(tmp_path, capsys):
+    assert main(["train", "--steps", "2", "--out", str(tmp_path), "--resume"]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_second_run_into_a_folder_is_an_error(checkpoint, capsys):
+    assert main(["train", "--data", "digits", "--steps", "3", "--out", checkpoint, "--batch-size", "8"]) == 1
+    assert "earlier run" in capsys.readouterr().err
+
+
+def test_sample_writes_a_grid(checkpoint, tmp_path):
+    out = str(tmp_path / "new" / "x.png")
+    assert main(["sample", checkpoint, "--n", "6", "--columns", "3", "--sigmas", "80,2,0.5", "--labels", "1,2", "--out", out]) == 0
+    assert size_of(out) == (3 * 66 + 2, 2 * 66 + 2)
+
+
+def test_samples_depend_on_the_seed_alone(checkpoint, tmp_path):
+    def pixels(seed): 
+        assert main(["sample", checkpoint, "--seed", seed, "--out", str(tmp_path / "x.png")]) == 0
+        return (tmp_path / "x.png").read_bytes()
+    assert pixels("1") == pixels("1") != pixels("2")
+
+
+def test_edit_keeps_the_known_half(picture, tmp_path):
+    out = str(tmp_path / "x.png")
+    assert main(["edit", "digits", picture, "--mask", "bottom", "--label", "3", "--n", "2", "--out", out]) == 0
+    with Image.open(out) as image: rows = torch.tensor(list(image.convert("L").getdata())).reshape(image.size[1], -1)
+    original, first = rows[2:34, 2:66], rows[2:34, 68:132]
+    assert torch.equal(original, first) and not torch.equal(rows[34:66, 2:66], rows[34:66, 68:132])
+
+
+def test_edit_takes_a_painted_mask(picture, tmp_path):
+    Image.new("L", (50, 50), 255).save(tmp_path / "mask.png")
+    assert main(["edit", "digits", picture, "--mask", str(tmp_path / "mask.png"), "--out", str(tmp_path / "x.png")]) == 0
+
+
+def test_evaluate_prints_a_table(checkpoint, capsys):
+    assert main(["evaluate", checkpoint, "--seeds", "1"]) == 0
+    assert len(re.findall(r"\(from [\d.]+ to [\d.]+ over \d\)", capsys.readouterr().out)) == 5
+
+
+def test_demo_draws_and_measures(tmp_path, capsys):
+    demo(str(tmp_path), steps=3)
+    assert len(list(tmp_path.glob("*.png"))) == 6 and "asked digit recognised" in capsys.readouterr().out
+
+
+# Help and errors
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option(name, capsys):
+    with pytest.raises(SystemExit) as end: main([name, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and COMMANDS[name].__doc__ in text and "_" not in re.sub(r"[A-Z_]{2,}", "", text)
+    assert all(action.help for action in parser_for(name)._actions)
+
+
+@pytest.mark.parametrize("arguments, code", [([], 0), (["--help"], 0), (["paint"], 2)])
+def test_overview(arguments, code, capsys):
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    assert all(name in printed.out + printed.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [
+    ["sample", "nothing"], ["sample", "digits", "--n", "0"], ["sample", "digits", "--sigmas", "1,80"], ["sample", "digits", "--sigmas", "a"],
+    ["sample", "digits", "--labels", "11"], ["sample", "digits", "--sigmas", "0.001"], ["edit", "digits", "nothing.png"],
+    ["train", "--data", "nothing"], ["train", "--data", "./nothing"], ["train", "--steps", "0"], ["train", "--learning-rate", "-1"],
+    ["train", "--precision", "int4"], ["train", "--final-timesteps", "3"]])
+def test_errors_are_one_line(arguments, tmp_path, capsys):
+    extra = ["--out", str(tmp_path / "out")]
+    assert main([*arguments, *extra]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"consistency-models {arguments[0]}: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [["sample"], ["sample", "digits", "--n", "many"], ["train", "--colour", "red"]])
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end: main(arguments)
+    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_command_is_installed():
+    run = subprocess.run(["consistency-models", "--help"], capture_output=True, text=True, env={**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
+    assert run.returncode == 0 and "consistency-models COMMAND" in run.stdout
+
+
+# Parts
+
+def test_memory_holds_the_same_data(folder):
+    data = ImageFolder(folder, 16)
+    read = in_memory(data)
+    assert len(read) == 6 and all(torch.equal(read[i][0], data[i]) for i in range(6))
+    assert in_memory(data, limit=10) is data
+
+
+def test_every_recipe_makes_a_trainer():
+    for name in RECIPES: assert make_trainer(open_data("shapes", 16), recipe_for(name, steps=1, precision="no")).steps == 1
+
+
+def test_description_of_data():
+    assert describe(open_data("digits")) == {"shape": [1, 8, 8], "num_classes": 10, "sigma_data": pytest.approx(0.752, abs=1e-3)}
+
+
+@pytest.mark.parametrize("name, share", [("top", 0.5), ("bottom", 0.5), ("left", 0.5), ("right", 0.5), ("center", 0.25)])
+def test_named_masks(name, share):
+    assert named_mask(name, 8, 12).mean() == share
+
+
+def test_unknown_mask_is_an_error():
+    with pytest.raises(ValueError, match="mask must be one of"): named_mask("middle", 8, 8)

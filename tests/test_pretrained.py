@@ -1,0 +1,155 @@
+"""Saved networks: round trips, refusals, bundled checkpoints without a network, and diffusers."""
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import shake
+from consistency_models import (
+    MLP, ConsistencySamplingAndEditing, Precondition, UNet, build_network, bundled_checkpoints, from_diffusers, from_pretrained, push_to_hub, save_pretrained)
+from safetensors.torch import load_file, save_file
+
+
+def unet():
+    return shake(UNet(2, (8, 16), num_classes=3, sigma_data=0.7, patch=2)).eval()
+
+
+def test_round_trip_computes_the_same(tmp_path):
+    net, x, sigma, labels = unet(), torch.randn(3, 2, 8, 8), torch.tensor([0.01, 1.0, 80.0]), torch.tensor([0, 1, 2])
+    save_pretrained(net, tmp_path / "new", shape=[2, 8, 8], recipe={"steps": 1})
+    back = from_pretrained(tmp_path / "new")
+    assert torch.equal(net(x, sigma, labels), back(x, sigma, labels))
+    assert type(back) is UNet and back.sigma_data == 0.7 and not back.training and not any(p.requires_grad for p in back.parameters())
+    assert back.notes == {"shape": [2, 8, 8], "recipe": {"steps": 1}}
+
+
+def test_mlp_round_trip(tmp_path):
+    save_pretrained(shake(MLP(3, width=8)), tmp_path)
+    assert from_pretrained(str(tmp_path)).config["dim"] == 3
+
+
+def test_folder_holds_weights_configuration_and_card_alone(tmp_path):
+    save_pretrained(unet(), tmp_path, title="A title", quality={"distance": "3.0"})
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    card = (tmp_path / "README.md").read_text()
+    assert "# A title" in card and "| distance | 3.0 |" in card and "license: mit" in card
+
+
+def test_weights_are_readable_by_others(tmp_path):
+    save_pretrained(unet(), tmp_path)
+    assert oct((tmp_path / "model.safetensors").stat().st_mode)[-3:] == oct((tmp_path / "config.json").stat().st_mode)[-3:]
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_bundled_checkpoints_load_without_a_network(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    net = from_pretrained(name)
+    assert name in bundled_checkpoints() and {"title", "shape", "recipe", "quality"} <= set(net.notes)
+
+
+def test_bundled_digits_are_digits():
+    """A classifier trained here on real digits names what was asked for"""
+    from consistency_models import load_digits, recognition_rate, train_classifier
+    net, judge, labels = from_pretrained("digits"), train_classifier(*load_digits(), steps=300), torch.arange(10).repeat(30)
+    x = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)(net, torch.empty(300, 1, 8, 8), [80.0, 0.8], generator=torch.Generator().manual_seed(0), class_labels=labels)
+    assert recognition_rate(x, labels, judge) > 0.93
+
+
+# Refusals
+
+@pytest.mark.parametrize("name", ["nothing", "a/b/c", "/no/such/folder", "../digits/x"])
+def test_unknown_name_is_a_clear_error(name):
+    with pytest.raises(ValueError, match="no bundled checkpoint"): from_pretrained(name)
+
+
+def saved(tmp_path, **changes):
+    save_pretrained(unet(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize("changes", [{"network": "os.system"}, {"network": None}, {"network": "Linear"}, {"arguments": {"command": "x"}}, {"arguments": None},
+                                     {"arguments": {"channels": [8, 32]}}])
+def test_foreign_configuration_is_a_clear_error(tmp_path, changes):
+    with pytest.raises(ValueError): from_pretrained(saved(tmp_path, **changes))
+
+
+def test_configuration_must_be_a_dictionary():
+    for config in ({}, {"network": []}, {"network": "MLP", "arguments": 3}):
+        with pytest.raises(ValueError): build_network(config)
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:100], lambda b: b"", lambda b: os.urandom(500), lambda b: pickle.dumps(print)])
+def test_damaged_weights_are_a_clear_error(tmp_path, change):
+    path = saved(tmp_path) / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match="damaged"): from_pretrained(tmp_path)
+
+
+def test_missing_parts_are_a_clear_error(tmp_path):
+    (saved(tmp_path) / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="model.safetensors is missing"): from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="config.json"): from_pretrained(tmp_path)
+
+
+def test_missing_and_extra_weights_are_a_clear_error(tmp_path):
+    path = saved(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    save_file({k: v for k, v in tensors.items() if k != "out.bias"}, path)
+    with pytest.raises(ValueError, match="out.bias"): from_pretrained(tmp_path)
+
+
+def test_other_networks_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="UNet or MLP"): save_pretrained(torch.nn.Linear(2, 2), tmp_path)
+
+
+def test_push_to_hub_uploads_the_folder(tmp_path, monkeypatch):
+    """The upload itself needs the Hub; what would be uploaded is looked at"""
+    import huggingface_hub.hub_mixin as mixin
+    seen = {}
+    class Hub:
+        def __init__(self, **kwargs): pass
+        def create_repo(self, repo_id, **kwargs): return type("Repo", (), {"repo_id": repo_id})
+        def upload_folder(self, repo_id, folder_path, **kwargs):
+            seen.update({p.name: p.read_bytes() for p in __import__("pathlib").Path(folder_path).iterdir()})
+            return repo_id
+    monkeypatch.setattr(mixin, "HfApi", Hub)
+    assert push_to_hub(unet(), "me/model", title="Mine") == "me/model"
+    assert set(seen) == {"README.md", "config.json", "model.safetensors"} and b'from_pretrained("me/model")' in seen["README.md"]
+
+
+# Networks of diffusers
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A small random consistency model in the layout in which diffusers publishes them"""
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=16, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, num_class_embeds=5,
+        resnet_time_scale_shift="scale_shift", down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+    scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, rho=7.0, clip_denoised=True)
+    folder = tmp_path_factory.mktemp("pipeline")
+    ConsistencyModelPipeline(shake(network), scheduler).save_pretrained(folder)
+    loaded = ConsistencyModelPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return folder, loaded
+
+
+def test_one_step_equals_diffusers_pipeline(pipeline):
+    folder, theirs = pipeline
+    noise, labels = torch.randn(2, 3, 16, 16), torch.tensor([1, 3])
+    expected = theirs(batch_size=2, class_labels=labels, num_inference_steps=1, latents=noise.clone(), output_type="pt").images * 2 - 1
+    ours = ConsistencySamplingAndEditing()(
+        from_diffusers(folder), 80 * noise, [80.0], start_from_y=True, add_initial_noise=False, clip_denoised=True, class_labels=labels)
+    assert expected.std() > 0.1 and torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_diffusers_network_in_precondition_is_a_network_like_ours(pipeline):
+    net = from_diffusers(pipeline[0])
+    assert isinstance(net, Precondition) and net.sigma_data == 0.5 and not net.training
+    x = torch.randn(2, 3, 16, 16)
+    assert net(x, torch.tensor([0.1, 80.0]), class_labels=torch.tensor([0, 4])).shape == x.shape
