@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'describe', 'make_trainer', 'train', 'sample',
-           'named_mask', 'edit', 'sample_digits', 'nearest_distance', 'yardstick', 'measure', 'print_table', 'evaluate',
-           'save', 'name_rows', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
+           'named_mask', 'edit', 'sample_classes', 'nearest_distance', 'yardstick', 'measure', 'print_table',
+           'evaluate', 'save', 'name_rows', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
 
-# %% ../nbs/14_cli.ipynb #69809f16
+# %% ../nbs/14_cli.ipynb #7e91a135
 import signal
 import sys
 import time
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from .data import ImageFolder, colour_shapes, load_digits, measure_sigma_data, torchvision_dataset
 from .editing import inpaint
-from .metrics import frechet_distance, recognition_rate, train_classifier
+from .metrics import Classifier, frechet_distance, recognition_rate, train_classifier
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
 from .sampling import ConsistencySamplingAndEditing, slerp
@@ -213,55 +213,56 @@ def edit(
                       torch.Generator().manual_seed(seed), **_labels(net, n, None if label is None else str(label)))
     _save_grid(torch.cat([x[:1], results]), out, n + 1)
 
-# %% ../nbs/14_cli.ipynb #d132ab5b
-def sample_digits(
+# %% ../nbs/14_cli.ipynb #f4a1fcbc
+def sample_classes(
     net, # the trained network
     labels:Tensor, # the class of each sample, shape `(n,)`
+    shape, # of one sample
     sigmas=(80.,), # noise levels, descending
     seed:int=0, # of the noise
-) -> Tensor: # digits in [-1, 1], shape `(n, 1, 8, 8)`
-    "Draw digits of the given classes"
-    sampler, device = ConsistencySamplingAndEditing(sigma_data=net.sigma_data), labels.device
-    return sampler(net, torch.empty(len(labels), 1, 8, 8, device=device), sigmas, clip_denoised=True,
-                   generator=torch.Generator().manual_seed(seed), class_labels=labels)
+) -> Tensor: # samples in [-1, 1], shape `(n, *shape)`
+    "Draw samples of the given classes, at most 2,000 at a time"
+    sampler, generator = ConsistencySamplingAndEditing(sigma_data=net.sigma_data), torch.Generator().manual_seed(seed)
+    return torch.cat([sampler(net, torch.empty(len(y), *shape, device=y.device), sigmas, clip_denoised=True, generator=generator, class_labels=y)
+                      for y in labels.split(2000)])
 
-# %% ../nbs/14_cli.ipynb #c376a1ca
+# %% ../nbs/14_cli.ipynb #9b013a98
 def nearest_distance(
     x:Tensor, # samples, shape `(n, ...)`
     data:Tensor, # what to search, shape `(m, ...)`
 ) -> Tensor: # distance of each sample to the nearest member of `data` that is not itself, shape `(n,)`
     "Distance to the nearest neighbour"
-    d = torch.cdist(x.flatten(1), data.flatten(1))
-    return torch.where(d < 1e-4, torch.inf, d).min(1).values
+    blocks = (torch.cdist(part.flatten(1), data.flatten(1)) for part in x.split(1000))
+    return torch.cat([torch.where(d < 1e-4, torch.inf, d).min(1).values for d in blocks])
 
-# %% ../nbs/14_cli.ipynb #677dafb2
+# %% ../nbs/14_cli.ipynb #dfef7f94
 def yardstick(
-    images:Tensor, # real digits
+    images:Tensor, # real images
     features, # callable from images to features
     splits:int=5, # random halvings
 ) -> list[float]: # one distance for each split
-    "Fréchet distances between two random halves of the real digits"
+    "Fréchet distances between two random halves of the real images"
     halves = [torch.randperm(len(images), generator=torch.Generator().manual_seed(s)).chunk(2) for s in range(splits)]
     return [frechet_distance(images[a], images[b], features) for a, b in halves]
 
-# %% ../nbs/14_cli.ipynb #eee8d41a
+# %% ../nbs/14_cli.ipynb #28e4568e
 def measure(
     net, # the trained network
-    images:Tensor, # real digits
+    images:Tensor, # real images to compare with
     labels:Tensor, # their classes
+    training:Tensor, # the images it was trained on
+    judge:Classifier, # a classifier trained on these
     seeds:int=3, # sampling seeds
 ) -> dict: # lists of one number for each seed (each split, for the yardstick)
-    "The measurements of the demo"
-    judge, rows = train_classifier(images, labels), {}
-    rows["distance of two real halves"] = yardstick(images, judge.features)
-    one, two = ([sample_digits(net, labels, sigmas, s) for s in range(seeds)] for sigmas in ((80.,), (80., 0.8)))
-    rows["distance, one step"] = [frechet_distance(images, x, judge.features) for x in one]
-    rows["distance, two steps"] = [frechet_distance(images, x, judge.features) for x in two]
-    rows["asked digit recognised, one step"] = [100 * recognition_rate(x, labels, judge) for x in one]
-    typical = nearest_distance(images, images).median()
-    rows["closer to a training digit than these are to each other"] = [
-        100 * (nearest_distance(x, images) < typical).double().mean().item() for x in one]
-    return rows
+    "How good are the samples?"
+    draws = lambda sigmas: [sample_classes(net, labels, images.shape[1:], sigmas, s) for s in range(seeds)]
+    one, two, typical = draws((80.,)), draws((80., 0.8)), nearest_distance(images, training).median()
+    return {
+        "distance of two real halves": yardstick(images, judge.features),
+        "distance, one step": [frechet_distance(images, x, judge.features) for x in one],
+        "distance, two steps": [frechet_distance(images, x, judge.features) for x in two],
+        "asked class recognised, one step": [100 * recognition_rate(x, labels, judge) for x in one],
+        "closer to training data than real images typically are": [100 * (nearest_distance(x, training) < typical).double().mean().item() for x in one]}
 
 # %% ../nbs/14_cli.ipynb #1afc492b
 def print_table(
@@ -273,15 +274,21 @@ def print_table(
         mean = sum(values) / len(values)
         print(f"{name:56} {mean:6.1f}{unit}  (from {min(values):.1f} to {max(values):.1f} over {len(values)})")
 
-# %% ../nbs/14_cli.ipynb #15a28ec3
+# %% ../nbs/14_cli.ipynb #14ee6c62
 def evaluate(
-    model:str, # a bundled checkpoint, a folder, or a repository of the Hub
+    model:str, # a bundled checkpoint, a folder, or a repository of the Hub, of a model with classes
+    data:str=None, # digits, or a data set of torchvision such as MNIST; what it was trained on if not given
+    root:str="data", # where torchvision's files are, or go
     seeds:int=3, # sampling seeds
 ):
-    "Measure a checkpoint trained on digits"
+    "Measure the samples of a checkpoint against real images"
     net = _load(model)
-    images, labels = (t.to(next(net.parameters()).device) for t in load_digits())
-    print_table(measure(net, images, labels, seeds))
+    if net.config["num_classes"] is None: raise ValueError(f"{model} has no classes; evaluate asks for classes and counts how often they are recognised")
+    name, device = data or net.notes["recipe"]["data"], next(net.parameters()).device
+    (training, classes), (images, labels) = ([t.to(device) for t in open_data(name, root=root, train=part).tensors] for part in (True, False))
+    judge = train_classifier(training, classes, 800 if len(training) < 10_000 else 3000)
+    print(f"the judge is right on {recognition_rate(images, labels, judge):.1%} of {len(images)} real images" + " (its own training images)" * (name == "digits"))
+    print_table(measure(net, images, labels, training, judge, seeds))
 
 # %% ../nbs/14_cli.ipynb #8a4edf7c
 def save(
@@ -302,7 +309,7 @@ def name_rows(
     for ax, name in zip(fig.axes[::columns], names):
         ax.text(-0.2, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
 
-# %% ../nbs/14_cli.ipynb #1c9b26a2
+# %% ../nbs/14_cli.ipynb #10d7e86a
 def draw_samples(
     net, # the trained network
     out:Path, # folder for the pictures
@@ -311,7 +318,7 @@ def draw_samples(
     "Samples by class, with one step and with two, and the walk of a three-step sample"
     digits = torch.arange(10, device=device)
     for name, sigmas in (("one_step", [80.]), ("two_steps", [80., 0.8])):
-        x = sample_digits(net, digits.repeat(8), sigmas)
+        x = sample_classes(net, digits.repeat(8), (1, 8, 8), sigmas)
         save(show_images(x, columns=10, titles=[str(i) for i in range(10)] + [""] * 70, smooth=True), out / f"samples_{name}.png")
     sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
     walk = list(sampler.trajectory(net, torch.empty(10, 1, 8, 8, device=device), [80., 1.6, 0.6], clip_denoised=True,
@@ -359,7 +366,7 @@ def draw_losses(
     ax.legend(title="of training")
     save(fig, out / "loss_by_noise_level.png")
 
-# %% ../nbs/14_cli.ipynb #d6180aa2
+# %% ../nbs/14_cli.ipynb #dc1e664b
 def demo(
     out:str="demo", # folder for the pictures
     steps:int=None, # optimiser steps; 2,000 if not given
@@ -376,7 +383,7 @@ def demo(
     draw_samples(net, folder, trainer.device)
     draw_edits(net, images, labels, folder)
     draw_losses(history, folder)
-    print_table(measure(net, images, labels))
+    print_table(measure(net, images, labels, images, train_classifier(images, labels)))
     print(f"pictures are in {folder}/")
 
 # %% ../nbs/14_cli.ipynb #6de679c2

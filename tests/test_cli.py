@@ -118,7 +118,7 @@ def test_evaluate_prints_a_table(checkpoint, capsys):
 
 def test_demo_draws_and_measures(tmp_path, capsys):
     demo(str(tmp_path), steps=3)
-    assert len(list(tmp_path.glob("*.png"))) == 6 and "asked digit recognised" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.png"))) == 6 and "asked class recognised" in capsys.readouterr().out
 
 
 # Help and errors

@@ -11,7 +11,7 @@ from torch import nn
 
 from consistency_models import (
     MLP,
-    DigitClassifier,
+    Classifier,
     ImageFolder,
     Precondition,
     UNet,
@@ -568,7 +568,7 @@ def test_frechet_distance_refuses_samples_of_different_shapes():
 
 
 def test_classifier_and_its_features():
-    classifier, x = DigitClassifier().eval(), torch.rand(3, 1, 8, 8, generator=seeded())
+    classifier, x = Classifier().eval(), torch.rand(3, 1, 8, 8, generator=seeded())
     assert classifier(x).shape == (3, 10) and classifier.features(x).shape == (3, 64)
     torch.testing.assert_close(classifier(x), classifier.head(classifier.features(x)))
 
