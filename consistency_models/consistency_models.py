@@ -17,7 +17,8 @@ __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_float
            'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like',
            'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'keep_known', 'ConsistencySamplingAndEditing',
            'slerp', 'LUMINANCE', 'editing_sigmas', 'inpaint', 'luminance_basis', 'in_colour_basis', 'colorize',
-           'frechet_distance', 'Classifier', 'train_classifier', 'recognition_rate', 'shard_seed', 'data_order',
+           'feature_statistics', 'frechet_distance', 'Classifier', 'train_classifier', 'recognition_rate',
+           'inception_features', 'kernel_distance', 'precision_recall', 'consistency_error', 'shard_seed', 'data_order',
            'learning_rate', 'RunOptions', 'Trainer', 'TrainingState', 'finish_first', 'write_checkpoint',
            'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch', 'NETWORKS', 'network_config',
            'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints', 'from_pretrained', 'DiffusersUNet',
@@ -37,7 +38,7 @@ from .trainer import *
 from .training import *
 from .utils import *
 
-# %% ../nbs/15_api.ipynb #e9ec5bd0
+# %% ../nbs/15_api.ipynb #7d4744ad
 #| code-fold: true
 _all_ = [
     # utils
@@ -61,7 +62,7 @@ _all_ = [
     # editing
     "LUMINANCE", "editing_sigmas", "inpaint", "luminance_basis", "in_colour_basis", "colorize",
     # metrics
-    "frechet_distance", "Classifier", "train_classifier", "recognition_rate",
+    "feature_statistics", "frechet_distance", "Classifier", "train_classifier", "recognition_rate", "inception_features", "kernel_distance", "precision_recall", "consistency_error",
     # trainer
     "shard_seed", "data_order", "learning_rate", "RunOptions", "Trainer", "TrainingState", "finish_first", "write_checkpoint", "read_checkpoint", "LossByLevel", "progress", "training_figure",
     "watch",

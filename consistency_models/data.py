@@ -134,15 +134,15 @@ class ImageFolder(torch.utils.data.Dataset):
         from PIL import Image
         with Image.open(self.files[i]) as image: return self.transform(image.convert("RGB"))
 
-# %% ../nbs/05_data.ipynb #b5f997b2
+# %% ../nbs/05_data.ipynb #7560d922
 def measure_sigma_data(
     data, # a tensor of samples, or a dataset of tensors or `(tensor, label)` pairs
     samples:int=2000, # at most so many samples of a dataset are read, evenly spread
-) -> float: # standard deviation over all values
+) -> float: # standard deviation over all values, to six digits
     "The standard deviation of the data, for `sigma_data`"
     if len(data) == 0: raise ValueError("data must hold at least two values, got none")
     if not isinstance(data, Tensor):
         chosen = torch.linspace(0, len(data) - 1, min(check_integer(samples, "samples", 1), len(data))).long().tolist()
         data = torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in (data[i] for i in chosen)])
     if data.numel() < 2: raise ValueError("data must hold at least two values")
-    return data.double().std().item()
+    return float(f"{data.double().std().item():.6g}")   # later digits depend on the number of threads

@@ -185,3 +185,14 @@ def test_named_masks(name, share):
 
 def test_unknown_mask_is_an_error():
     with pytest.raises(ValueError, match="mask must be one of"): named_mask("middle", 8, 8)
+
+
+def test_training_goes_on_from_trained_weights(tmp_path, capsys):
+    run = ["train", "--data", "digits", "--steps", "3", "--batch-size", "8", "--final-timesteps", "20", "--start", "digits", "--out", str(tmp_path)]
+    assert main(run) == 0
+    before, after = from_pretrained("digits"), from_pretrained(str(tmp_path))
+    moved = [(a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters())]
+    assert 0 < max(moved) < 0.05 and "--start digits" in after.notes["recipe"]["command"]
+    capsys.readouterr()
+    assert main(["train", "--data", "shapes", "--size", "8", "--start", "digits", "--out", str(tmp_path / "shapes")]) == 1
+    assert "does not fit the data: its in_channels is 1, the data needs 3" in capsys.readouterr().err

@@ -193,15 +193,6 @@ def test_colab_badge_opens_the_notebook_it_stands_in(path):
     assert len(badges) == 1 and address and address[4] == relative(path)
 
 
-LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in {".md", ".ipynb"}], ids=relative)
-def test_links_lead_somewhere(path):
-    text = "\n".join(source(c) for c in cells(path, "markdown")) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
-    assert [target for target in LINK.findall(text) if not (path.parent / target).is_file()] == []
-
-
 def test_setup_does_without_pkg_resources():
     assert "pkg_resources" not in (ROOT / "setup.py").read_text(encoding="utf-8")
 
@@ -280,3 +271,40 @@ def test_four_words_for_each_line_of_code(path):
 @each_notebook
 def test_no_code_asks_for_cuda_outright(path):
     assert [source(c) for c in cells(path, "code") if ".cuda(" in source(c)] == []
+
+
+# Exercises
+
+EXERCISE = re.compile(r"\*\*Exercise (\d+)")
+PLAIN = {"index", "15_api"}  # pages without exercises
+
+
+def exercises(path):
+    """For each exercise the cell that asks, the cell that answers, and the cell with the answer in words"""
+    everything = [c for c in read(path)["cells"] if source(c)]
+    starts = [i for i, c in enumerate(everything) if c["cell_type"] == "markdown" and EXERCISE.search(source(c))]
+    return [everything[i:i + 3] for i in starts]
+
+
+each_lesson = pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in PLAIN], ids=relative)
+
+
+@each_lesson
+def test_exercises_are_numbered(path):
+    numbers = [int(EXERCISE.findall(source(part[0]))[-1]) for part in exercises(path)]
+    assert numbers == list(range(1, len(numbers) + 1)) and 3 <= len(numbers) <= (6 if path.parent.name == "nbs" or "workshop" not in path.stem else 30)
+
+
+@each_lesson
+def test_every_exercise_has_a_folded_answer_that_is_run(path):
+    for _, answer, words in exercises(path):
+        assert answer["cell_type"] == "code" and "eval: false" not in source(answer)
+        assert source(answer).startswith('#| code-fold: true\n#| code-summary: "Answer"') and "assert" in source(answer)
+        assert answer["metadata"]["jupyter"]["source_hidden"] and answer["outputs"] == []
+        assert 'collapse="true"' in source(words)
+
+
+@each_lesson
+def test_page_has_header_and_footer(path):
+    text = "\n".join(source(c) for c in cells(path, "markdown"))
+    assert "**Before this" in text and "**Run time:**" in text and "## Recap" in text and "**Next:**" in text

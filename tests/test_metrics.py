@@ -1,0 +1,119 @@
+"""Metrics against oracles: torchmetrics, closed forms, sets whose answer is known."""
+import warnings
+
+import pytest
+import torch
+from conftest import gaussian, seeded
+from consistency_models import (
+    Classifier, as_network, consistency_error, exact_consistency_function, feature_statistics, frechet_distance, inception_features, kernel_distance,
+    precision_recall, two_moons)
+from torch import nn
+
+
+def flat(x): return x.flatten(1)
+
+
+class Plain(nn.Module):
+    """Features in the shape torchmetrics expects"""
+    num_features = 12
+    def forward(self, x): return x.flatten(1)
+
+
+def test_frechet_distance_equals_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    a, b = gaussian(300, 3, 2, 2), 1.3 * gaussian(200, 3, 2, 2, seed=1) + 0.2
+    metric = FrechetInceptionDistance(feature=Plain()).set_dtype(torch.float64)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    assert frechet_distance(a, b, flat) == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
+def test_frechet_distance_of_gaussians():
+    a, b = gaussian(40_000, 3), 2 * gaussian(40_000, 3, seed=1) + torch.tensor([1.0, 0.0, 0.0])
+    assert frechet_distance(a, b, flat) == pytest.approx(1 + 3 * (1 - 2) ** 2, rel=0.03)
+
+
+def test_distance_of_a_set_to_itself_is_zero():
+    x = gaussian(500, 6)
+    assert abs(frechet_distance(x, x, flat)) < 1e-8 and abs(frechet_distance(x, x, flat, batch_size=7)) < 1e-8
+
+
+def test_statistics_are_kept_and_read(tmp_path):
+    a, b, path = gaussian(200, 5), gaussian(200, 5, seed=1), tmp_path / "new" / "real.safetensors"
+    first = feature_statistics(a, flat, path)
+    def never(x): raise AssertionError("the file was not read")
+    again = feature_statistics(a, never, path)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert frechet_distance(again, b, flat) == pytest.approx(frechet_distance(a, b, flat), abs=1e-9)
+
+
+def test_small_samples_warn():
+    with pytest.warns(UserWarning, match="20 samples with 12 features"): frechet_distance(gaussian(20, 12), gaussian(20, 12, seed=1), flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frechet_distance(gaussian(100, 12), gaussian(100, 12, seed=1), flat)
+
+
+def test_kernel_distance_is_zero_on_average_and_grows():
+    values = torch.tensor([kernel_distance(gaussian(60, 4, seed=2 * s), gaussian(60, 4, seed=2 * s + 1), flat) for s in range(40)])
+    assert values.mean().abs() < 3 * values.std() / 40**0.5 and values.min() < 0
+    assert kernel_distance(gaussian(60, 4), gaussian(60, 4, seed=1) + 1, flat) > values.max()
+
+
+@pytest.mark.parametrize("fake, precision, recall", [
+    (lambda x: x.clone(), 1.0, 1.0), (lambda x: x + 100, 0.0, 0.0), (lambda x: x[x[:, 0] > 1] + 1e-4, 1.0, None), (lambda x: 6 * x, None, 1.0)])
+def test_precision_and_recall_of_known_sets(fake, precision, recall):
+    real = gaussian(400, 2)
+    p, r = precision_recall(real, fake(real), flat)
+    assert precision is None or p == pytest.approx(precision, abs=0.02)
+    assert recall is None or r == pytest.approx(recall, abs=0.1)
+    if precision == 1.0 and recall is None: assert r < 0.35
+    if recall == 1.0 and precision is None: assert p < 0.4
+
+
+def test_perfect_model_has_no_consistency_error():
+    data = two_moons(100, generator=seeded())
+    perfect = as_network(lambda x, sigma: exact_consistency_function(x, sigma, data))
+    assert max(consistency_error(perfect, data, [0.05, 1.0, 20.0], 20, generator=seeded())) < 1e-4
+
+
+def test_consistency_error_of_a_known_fault():
+    """A model that is wrong by 0.1 in each value"""
+    data = two_moons(100, generator=seeded())
+    off = as_network(lambda x, sigma: exact_consistency_function(x, sigma, data) + 0.1)
+    assert consistency_error(off, data, [1.0, 20.0], 20, generator=seeded()) == pytest.approx([0.1, 0.1], abs=1e-3)
+
+
+def test_consistency_error_repeats_with_its_generator():
+    data = two_moons(100, generator=seeded())
+    def model(x, sigma): return torch.zeros_like(x)
+    assert consistency_error(model, data, [1.0], generator=seeded(1)) == consistency_error(model, data, [1.0], generator=seeded(1))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 5, 9), (1, 4, 4)])
+def test_classifier_takes_any_size(shape):
+    net = Classifier(shape, 7)
+    x = torch.randn(3, *shape)
+    assert net(x).shape == (3, 7) and net.features(x).shape == (3, 64)
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kernel_distance, precision_recall])
+@pytest.mark.parametrize("real, fake, error", [
+    (torch.ones(1, 3), torch.ones(5, 3), ValueError), (torch.ones(5, 3), torch.ones(5, 4), ValueError), (torch.ones(5, 3), torch.ones(5, 3).int(), TypeError),
+    (torch.ones(5, 3), [1, 2], TypeError), (torch.ones(5), torch.ones(5), ValueError)])
+def test_bad_sets_are_clear_errors(metric, real, fake, error):
+    with pytest.raises(error): metric(real, fake, flat)
+
+
+def test_bad_features_and_neighbours_are_clear_errors():
+    with pytest.raises(ValueError, match="features"): frechet_distance(gaussian(9, 3), gaussian(9, 3), lambda x: x.sum())
+    with pytest.raises(ValueError, match="more than 9"): precision_recall(gaussian(9, 3), gaussian(9, 3), flat, 9)
+    with pytest.raises(ValueError, match="samples"): consistency_error(lambda x, s: x, gaussian(9, 3), [1.0], 0)
+
+
+def test_inception_says_what_is_missing():
+    pytest.importorskip("torchmetrics")
+    try: import torch_fidelity  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="torch-fidelity"): inception_features()
+    else: pytest.skip("torch-fidelity is installed; its weights would be downloaded")
