@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lab export readme benchmarks clean
+.PHONY: help demo test lab app export benchmarks clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,20 +15,27 @@ help: ## list the targets
 demo: .venv/done ## train on real digits, sample, edit, measure; pictures in demo/
 	$(BIN)/consistency-models demo
 
-test: .venv/done ## what CI runs: export, clean, notebooks, pytest
+test: .venv/done ## what CI runs: export, clean, notebooks, pytest with a browser
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/browser.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
 
 lab: .venv/done ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab nbs
+
+app: .venv/done ## show all explorers on one page, in a browser
+	$(BIN)/voila nbs/app.ipynb
 
 export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/readme.py
 
-benchmarks: .venv/done ## import time and overhead, as ratios
+benchmarks: .venv/done ## import time and overhead, as ratios; then speed options, sampling and widgets
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/widgets.py
 
 clean: ## remove the environment and everything made
 	rm -rf .venv demo _docs _proc build dist *.egg-info

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'describe', 'trained_network', 'make_trainer', 'train',
            'sample', 'named_mask', 'edit', 'sample_classes', 'nearest_distance', 'yardstick', 'measure', 'print_table',
-           'evaluate', 'save', 'name_rows', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
+           'evaluate', 'save', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
 
-# %% ../nbs/14_cli.ipynb #7e91a135
+# %% ../nbs/14_cli.ipynb #0d12505a
 import signal
 import sys
 import time
@@ -18,15 +18,15 @@ from fastcore.script import anno_parser
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from .data import ImageFolder, colour_shapes, load_digits, measure_sigma_data, torchvision_dataset
-from .editing import inpaint
+from .data import ImageFolder, colour_shapes, load_digits, measure_sigma_data, read_image, torchvision_dataset
+from .editing import inpaint, interpolate_latents, preset_mask
 from .metrics import Classifier, frechet_distance, recognition_rate, train_classifier
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
-from .sampling import ConsistencySamplingAndEditing, slerp
+from .sampling import ConsistencySamplingAndEditing
 from .trainer import Trainer, progress
 from .training import ImprovedConsistencyTraining
-from .utils import check_integer, default_device, show_images, use_style
+from .utils import check_integer, default_device, image_grid, show_images, to_png, use_style
 
 # %% ../nbs/14_cli.ipynb #818a6519
 RECIPES = {
@@ -140,7 +140,7 @@ def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
                     recipe={"command": command, "data": given["data"], "seed": given["seed"]} | {k: str(v) for k, v in recipe.items()})
     print(f"the weights are in {out}/model.safetensors")
 
-# %% ../nbs/14_cli.ipynb #e992bb68
+# %% ../nbs/14_cli.ipynb #6b48b372
 def _numbers(text:str) -> list[float]:
     "Numbers separated by commas"
     try: return [float(part) for part in text.split(",")]
@@ -154,10 +154,8 @@ def _labels(net, n:int, text:str|None) -> dict:
 
 def _save_grid(x:Tensor, path:str, columns:int):
     "Write images as one PNG, with pixels enlarged so that an image measures at least 64"
-    from torchvision.utils import save_image
-    scale = max(1, 64 // x.shape[-1])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_image((x.clamp(-1, 1) / 2 + 0.5).repeat_interleave(scale, 2).repeat_interleave(scale, 3), path, nrow=columns)
+    Path(path).write_bytes(to_png(image_grid(x, columns)))
     print(f"{len(x)} images are in {path}")
 
 # %% ../nbs/14_cli.ipynb #8f83f19d
@@ -184,33 +182,17 @@ def _load(model:str):
     if "shape" not in net.notes: raise ValueError(f"{model} does not say the shape of its samples; save it with save_pretrained(..., shape=...)")
     return net
 
-# %% ../nbs/14_cli.ipynb #dd33484f
+# %% ../nbs/14_cli.ipynb #869e07e7
 def named_mask(
-    name:str, # top, bottom, left, right or center, or the path of a picture that is white where to generate
+    name:str, # a name that `preset_mask` knows, or the path of a picture that is white where to generate
     height:int, # pixels
     width:int, # pixels
 ) -> Tensor: # 1 where to generate, shape `(1, height, width)`
     "A mask by its name, or from a picture"
-    h, w = height // 2, width // 2
-    parts = {"top": (slice(h), slice(None)), "bottom": (slice(h, None), slice(None)), "left": (slice(None), slice(w)),
-             "right": (slice(None), slice(w, None)), "center": (slice(height // 4, -(height // 4)), slice(width // 4, -(width // 4)))}
-    if name not in parts:
-        if not Path(name).is_file(): raise ValueError(f"mask must be one of {', '.join(parts)}, or the path of a picture, got {name!r}")
-        return (_read_image(name, 1, height, width) > 0).float()
-    mask = torch.zeros(1, height, width)
-    mask[0][parts[name]] = 1
-    return mask
+    if Path(name).is_file(): return (read_image(name, 1, height, width) > 0).float()
+    return preset_mask(name, height, width)
 
-# %% ../nbs/14_cli.ipynb #b0ded81e
-def _read_image(path:str, channels:int, height:int, width:int) -> Tensor:
-    "A picture in [-1, 1], shape `(channels, height, width)`"
-    from PIL import Image
-    from torchvision.transforms.v2.functional import pil_to_tensor
-    if not Path(path).is_file(): raise ValueError(f"there is no picture {path}")
-    with Image.open(path) as image: small = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-    return pil_to_tensor(small).float() / 127.5 - 1
-
-# %% ../nbs/14_cli.ipynb #16987dc2
+# %% ../nbs/14_cli.ipynb #bc773b29
 def edit(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     image:str, # the picture to complete; resized to the model's
@@ -223,7 +205,7 @@ def edit(
 ):
     "Complete the hidden part of an image"
     net = _load(model)
-    x = _read_image(image, *net.notes["shape"]).to(next(net.parameters()).device).expand(check_integer(n, "n", 1), -1, -1, -1)
+    x = read_image(image, *net.notes["shape"]).to(next(net.parameters()).device).expand(check_integer(n, "n", 1), -1, -1, -1)
     results = inpaint(net, x, named_mask(mask, *x.shape[2:]).to(x), _numbers(sigmas), ConsistencySamplingAndEditing(sigma_data=net.sigma_data),
                       torch.Generator().manual_seed(seed), **_labels(net, n, None if label is None else str(label)))
     _save_grid(torch.cat([x[:1], results]), out, n + 1)
@@ -305,7 +287,7 @@ def evaluate(
     print(f"the judge is right on {recognition_rate(images, labels, judge):.1%} of {len(images)} real images" + " (its own training images)" * (name == "digits"))
     print_table(measure(net, images, labels, training, judge, seeds))
 
-# %% ../nbs/14_cli.ipynb #8a4edf7c
+# %% ../nbs/14_cli.ipynb #891db6da
 def save(
     fig, # a matplotlib figure
     path:Path, # where to
@@ -315,16 +297,7 @@ def save(
     fig.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(fig)
 
-def name_rows(
-    fig, # a figure made by `show_images`
-    names:list, # one for each row
-    columns:int, # images in a row
-):
-    "Write a name to the left of each row"
-    for ax, name in zip(fig.axes[::columns], names):
-        ax.text(-0.2, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
-
-# %% ../nbs/14_cli.ipynb #10d7e86a
+# %% ../nbs/14_cli.ipynb #76b4edad
 def draw_samples(
     net, # the trained network
     out:Path, # folder for the pictures
@@ -339,11 +312,10 @@ def draw_samples(
     walk = list(sampler.trajectory(net, torch.empty(10, 1, 8, 8, device=device), [80., 1.6, 0.6], clip_denoised=True,
                                    generator=torch.Generator().manual_seed(1), class_labels=digits))
     rows = [x for sigma, noisy, denoised in walk for x in (noisy / max(1, sigma), denoised)]
-    fig = show_images(torch.cat(rows), columns=10, smooth=True)
-    name_rows(fig, [text for sigma, *_ in walk for text in (f"noise, σ = {sigma:g}", "one jump later")], 10)
-    save(fig, out / "trajectory.png")
+    names = [text for sigma, *_ in walk for text in (f"noise, σ = {sigma:g}", "one jump later")]
+    save(show_images(torch.cat(rows), columns=10, smooth=True, rows=names), out / "trajectory.png")
 
-# %% ../nbs/14_cli.ipynb #bbb85707
+# %% ../nbs/14_cli.ipynb #705ff50d
 def draw_edits(
     net, # the trained network
     images:Tensor, # real digits
@@ -351,17 +323,14 @@ def draw_edits(
     out:Path, # folder for the pictures
 ):
     "Inpainting of the lower half, and a walk on the sphere between two noises"
-    sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
     x, y = images[:10], labels[:10]
     mask = torch.zeros_like(x[:1])
     mask[..., 4:, :] = 1
-    results = [inpaint(net, x, mask, [80., 5., 2., 1., 0.5, 0.2], sampler, torch.Generator().manual_seed(s), class_labels=y) for s in range(3)]
-    fig = show_images(torch.cat([x, torch.where(mask == 1, -0.2, x), *results]), columns=10, smooth=True)
-    name_rows(fig, ["original", "masked", "result 1", "result 2", "result 3"], 10)
-    save(fig, out / "inpainting.png")
-    a, b = 80 * torch.randn(2, 10, 1, 8, 8, generator=torch.Generator().manual_seed(2)).to(x)
-    frames = [sampler(net, slerp(a, b, 1 - r / 11), [80.], start_from_y=True, add_initial_noise=False, clip_denoised=True, class_labels=y)
-              for r in range(12)]
+    results = [inpaint(net, x, mask, [80., 5., 2., 1., 0.5, 0.2], generator=torch.Generator().manual_seed(s), class_labels=y) for s in range(3)]
+    rows = torch.cat([x, torch.where(mask == 1, -0.2, x), *results])
+    save(show_images(rows, columns=10, smooth=True, rows=["original", "masked", "result 1", "result 2", "result 3"]), out / "inpainting.png")
+    a, b = torch.randn(2, 10, 1, 8, 8, generator=torch.Generator().manual_seed(2)).to(x)
+    frames = [interpolate_latents(net, a, b, r / 11, class_labels=y) for r in range(12)]
     save(show_images(torch.stack(frames, 1).flatten(0, 1), columns=12, smooth=True), out / "interpolation.png")
 
 # %% ../nbs/14_cli.ipynb #229d0f58

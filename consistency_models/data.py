@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder',
-           'measure_sigma_data']
+           'read_image', 'measure_sigma_data']
 
-# %% ../nbs/05_data.ipynb #01542d0d
+# %% ../nbs/05_data.ipynb #dec634e1
 import math
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -133,6 +134,23 @@ class ImageFolder(torch.utils.data.Dataset):
     def __getitem__(self, i:int) -> Tensor:
         from PIL import Image
         with Image.open(self.files[i]) as image: return self.transform(image.convert("RGB"))
+
+# %% ../nbs/05_data.ipynb #82f40636
+def read_image(
+    source:str|Path|bytes, # a file, or its content
+    channels:int, # 3 for colour, 1 for grey
+    height:int, # pixels
+    width:int, # pixels
+) -> Tensor: # in [-1, 1], shape `(channels, height, width)`
+    "Read one picture and scale it to a size"
+    from PIL import Image, UnidentifiedImageError
+    from torchvision.transforms.v2.functional import pil_to_tensor
+    if not isinstance(source, bytes) and not Path(source).is_file(): raise ValueError(f"there is no picture {source}")
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            small = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
+    return pil_to_tensor(small).float() / 127.5 - 1
 
 # %% ../nbs/05_data.ipynb #7560d922
 def measure_sigma_data(

@@ -44,7 +44,7 @@ def feature_statistics(
     if path is not None: write_whole(path, save(total))
     return total
 
-# %% ../nbs/10_metrics.ipynb #c774387d
+# %% ../nbs/10_metrics.ipynb #0552ef71
 def frechet_distance(
     real, # real samples, shape `(n, ...)`, or their `feature_statistics`
     fake:Tensor, # generated samples, shape `(m, ...)`
@@ -55,6 +55,8 @@ def frechet_distance(
     _check_sets(fake if isinstance(real, dict) else real, fake)
     a = real if isinstance(real, dict) else feature_statistics(real, features, batch_size=batch_size)
     b = feature_statistics(fake, features, batch_size=batch_size)
+    if a.keys() != b.keys(): raise ValueError(f"real must be samples, or what feature_statistics returns, got a dictionary of {list(a)}")
+    if a["sum"].shape != b["sum"].shape: raise ValueError(f"the statistics are of {len(a['sum'])} features, but features returns {len(b['sum'])}")
     _warn_if_few(min(int(a["number"]), int(b["number"])), len(b["sum"]))
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
     cross = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()

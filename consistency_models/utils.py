@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer',
            'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device',
-           'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images']
+           'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images', 'image_grid',
+           'to_png']
 
-# %% ../nbs/00_utils.ipynb #1ec777d6
+# %% ../nbs/00_utils.ipynb #e101e8fd
 import os
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from numbers import Real
 from operator import index
 from pathlib import Path
@@ -245,23 +247,46 @@ def use_style():
         "figure.figsize": (7, 3), "figure.dpi": 110, "figure.constrained_layout.use": True,
         "legend.frameon": False, "image.cmap": "gray"})
 
-# %% ../nbs/00_utils.ipynb #a290e26e
+# %% ../nbs/00_utils.ipynb #22e9574b
 def show_images(
     x:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
     titles:list|None=None, # one title for each image
     columns:int=8, # images in a row
     size:float=0.9, # width of one image, inches
     smooth:bool=False, # blend the pixels of very small images, which the eye reads more easily
+    rows:list|None=None, # one name for each row, written to its left
 ):
     "Draw a batch of images in a grid and return the figure"
     import matplotlib.pyplot as plt
-    rows, columns = -(-len(x) // columns), min(columns, len(x))
+    num_rows, columns = -(-len(x) // columns), min(columns, len(x))
     titled_rows = len({i // columns for i, title in enumerate(titles or []) if title != ""})
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.25 * titled_rows), squeeze=False)
+    fig, axes = plt.subplots(num_rows, columns, figsize=(size * columns, size * num_rows + 0.25 * titled_rows), squeeze=False)
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for i, (ax, image) in enumerate(zip(axes.flat, x.detach().float().cpu().clamp(-1, 1) / 2 + 0.5)):
         ax.imshow(image.permute(1, 2, 0), vmin=0, vmax=1, interpolation="bicubic" if smooth else "nearest")
         ax.set_frame_on(True)
         ax.spines[:].set(visible=True, color="0.8")
         if titles: ax.set_title(titles[i], fontsize=8)
+    for ax, name in zip(axes[:, 0], rows or []): ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
     return fig
+
+# %% ../nbs/00_utils.ipynb #05d48629
+def image_grid(
+    x:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
+    columns:int=8, # images in a row
+    width:int=64, # an image is enlarged to at least so many pixels
+) -> Tensor: # bytes, shape `(3, height, width)`
+    "Put a batch of images into one"
+    from torchvision.utils import make_grid
+    times = -(-width // x.shape[-1])
+    x = (x.detach().float().cpu().clamp(-1, 1) / 2 + 0.5).repeat_interleave(times, 2).repeat_interleave(times, 3)
+    return (make_grid(x, nrow=columns, pad_value=1.) * 255).round().byte()
+
+def to_png(
+    image:Tensor, # bytes, shape `(1 or 3, height, width)`
+) -> bytes: # a PNG file
+    "Encode an image"
+    from torchvision.transforms.v2.functional import to_pil_image
+    file = BytesIO()
+    to_pil_image(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()

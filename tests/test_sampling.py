@@ -7,19 +7,12 @@ import torch
 from torch import nn
 
 from consistency_models import (
-    LUMINANCE,
     MLP,
     ConsistencySamplingAndEditing,
     UNet,
     as_network,
-    colorize,
-    colour_shapes,
-    editing_sigmas,
-    inpaint,
     karras_schedule,
-    luminance_basis,
     model_forward_wrapper,
-    in_colour_basis,
     slerp,
 )
 
@@ -340,72 +333,6 @@ def test_a_transform_may_change_the_shape():
 def test_no_transform_is_needed_without_a_mask():
     def fails(x): raise AssertionError("not to be called")
     assert sampler(plain, torch.zeros(2, 3), SIGMAS, None, fails, fails).isfinite().all()
-
-
-@pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-5), (torch.float64, 1e-12)))
-def test_colouring_with_a_perfect_model_returns_the_truth(dtype, tolerance):
-    truth, q = colour_shapes(6, size=8, generator=seeded())[0].to(dtype), luminance_basis()
-    mask = torch.tensor([0., 1., 1.]).reshape(1, 3, 1, 1)
-    x = sampler(knows(truth), truth, SIGMAS, mask, lambda x: in_colour_basis(x, q), lambda x: in_colour_basis(x, q.T))
-    torch.testing.assert_close(x, truth, rtol=0, atol=tolerance)
-
-
-def test_colorize_with_a_perfect_model_returns_the_truth():
-    truth = colour_shapes(6, size=8, generator=seeded())[0]
-    gray = (truth * torch.tensor(LUMINANCE).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
-    torch.testing.assert_close(colorize(knows(truth), gray, SIGMAS), truth, rtol=0, atol=1e-5)
-
-
-def test_colorize_keeps_the_luminance_of_any_model():
-    gray = torch.rand(4, 1, 4, 4, generator=seeded()) * 2 - 1
-    x = colorize(plain, gray, SIGMAS)
-    luminance = (x * torch.tensor(LUMINANCE).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
-    assert x.shape == (4, 3, 4, 4)
-    torch.testing.assert_close(luminance, gray, rtol=0, atol=1e-5)
-
-
-def test_the_luminance_basis_is_orthogonal_and_starts_with_the_weights():
-    q, weights = luminance_basis(), torch.tensor(LUMINANCE, dtype=torch.float64)
-    torch.testing.assert_close(q.T @ q, torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(q[:, 0], weights / weights.norm(), rtol=0, atol=1e-7)
-    printed = [0.4471, 0.8780, 0.1705]   # appendix D of Song et al. (2023)
-    torch.testing.assert_close(q[:, 0].tolist(), printed, rtol=0, atol=1e-4)
-
-
-def test_rotating_colours_and_back_changes_nothing():
-    x, q = torch.rand(2, 3, 4, 4, generator=seeded()), luminance_basis()
-    torch.testing.assert_close(in_colour_basis(in_colour_basis(x, q), q.T), x)
-    torch.testing.assert_close(in_colour_basis(x, q).square().sum(1), x.square().sum(1))
-
-
-@pytest.mark.parametrize("shape", ((2, 3, 4, 4), (1, 4, 4), (2, 1)))
-def test_colorize_refuses_what_is_no_grey_image(shape):
-    with pytest.raises(ValueError, match="gray"): colorize(plain, torch.zeros(shape))
-
-
-def test_inpaint_keeps_what_is_known_and_finds_the_rest():
-    truth = torch.rand(3, 1, 4, 4, generator=seeded()) * 2 - 1
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[..., 2:, :] = 1
-    x = inpaint(knows(truth), torch.where(mask == 1, -9., truth), mask, generator=seeded())
-    assert torch.equal(x[..., :2, :], truth[..., :2, :])
-    torch.testing.assert_close(x, truth, rtol=0, atol=1e-5)
-
-
-def test_inpaint_walks_the_forty_levels_of_the_paper_by_default():
-    model = Listening()
-    inpaint(model, torch.zeros(2, 3), torch.ones(3))
-    assert [s[0].item() for s in model.levels] == editing_sigmas().tolist()
-    assert len(model.levels) == 40 and model.levels[0][0] == 80
-
-
-def test_editing_passes_on_sampler_generator_and_model_arguments():
-    def model(x, sigma, scale): return scale * x
-    y, other = torch.rand(2, 3, generator=seeded()), ConsistencySamplingAndEditing(sigma_min=0.1, sigma_data=1.)
-    mask = torch.tensor([0., 1., 1.])
-    x = inpaint(model, y, mask, SIGMAS, other, seeded(), scale=2.)
-    expected = other(model, y, SIGMAS, mask, generator=seeded(), clip_denoised=True, model_kwargs={"scale": 2.})
-    assert torch.equal(x, expected)
 
 
 # Samples of a batch do not meet

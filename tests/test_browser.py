@@ -1,0 +1,375 @@
+"""Widgets driven in a real browser: Voila for most, JupyterLab for a start and a restart of the kernel.
+
+They need Chromium, which `bash tests/browser.sh` installs where it is missing. Without it they fail, loudly.
+"""
+
+import base64
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+import torch
+from PIL import Image
+
+from consistency_models import from_pretrained, image_grid, to_png
+from consistency_models import widgets as w
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PAGES = {
+    "sampling": "sampling_explorer('digits')", "painter": "editing_explorer('digits')", "strokes": "editing_explorer('shapes', 'stroke to image')",
+    "paths": "trajectory_explorer()", "schedule": "schedule_explorer()", "huber": "huber_explorer()",
+    "parameterization": "parameterization_explorer()", "timesteps": "timesteps_explorer()", "app": "app()"}
+DASHBOARD = """
+import torch
+from torch.utils.data import TensorDataset
+from consistency_models import Trainer, UNet, load_digits
+trainer = Trainer(UNet(channels=(8, 16)), TensorDataset(load_digits()[0]), steps=100_000, batch_size=8)
+training_dashboard(trainer, lambda net: torch.zeros(4, 1, 8, 8), every=20)
+"""
+digits = from_pretrained("digits")
+
+
+def browser_path():
+    """A Chromium of the system, or `None` for the one that Playwright installed."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def serve(command, address, environment=None):
+    """Start a server and wait until it answers."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **(environment or {})})
+    for _ in range(300):
+        if process.poll() is not None: pytest.fail(f"{command[2]} ended with {process.returncode}")
+        try: return process, urllib.request.urlopen(address, timeout=2)
+        except OSError: time.sleep(0.2)
+    process.kill()
+    pytest.fail(f"{command[2]} does not answer")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def stop(process):
+    process.terminate()
+    try: process.wait(10)
+    except subprocess.TimeoutExpired: process.kill()
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory):
+    """A folder with a notebook for each page."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name, line in {**PAGES, "dashboard": DASHBOARD}.items():
+        code = f"from consistency_models.widgets import *\n{line}"
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        nbformat.write(book, folder / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voila(notebooks):
+    port = free_port()
+    process, _ = serve([sys.executable, "-m", "voila", "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", str(notebooks)], f"http://127.0.0.1:{port}/")
+    yield f"http://127.0.0.1:{port}/voila/render/"
+    stop(process)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        try: browser = p.chromium.launch(executable_path=browser_path(), args=FLAGS)
+        except Exception as e: pytest.fail(f"no browser: run `bash tests/browser.sh`, which installs one ({e})")   # noqa: BLE001
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, voila):
+    """Open a page by name and wait for its first picture; fails if the page reported an error."""
+    contexts, errors = [], []
+    def open_page(name, width=1280, **options):
+        contexts.append(chromium.new_context(viewport={"width": width, "height": 1000}, **options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(f"{voila}{name}.ipynb", timeout=60_000)
+        page.wait_for_function("() => [...document.querySelectorAll('img.widget-image')].some(i => i.naturalWidth > 50)", timeout=60_000)
+        return page
+    yield open_page
+    for context in contexts: context.close()
+    assert errors == []
+
+
+def picture(page):
+    """The bytes of the explorer's picture as the browser has it."""
+    script = """async () => {
+        const bytes = new Uint8Array(await (await fetch([...document.querySelectorAll('img.widget-image')].at(-1).src)).arrayBuffer());
+        return btoa(bytes.reduce((s, b) => s + String.fromCharCode(b), '')); }"""
+    return base64.b64decode(page.evaluate(script))
+
+
+def shown(png): return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def becomes(page, wanted, seconds=20):
+    """Wait until the picture is `wanted`, a PNG or a condition on PNGs."""
+    fits = wanted if callable(wanted) else lambda png: shown(png).tobytes() == shown(wanted).tobytes()
+    end = time.time() + seconds
+    while time.time() < end:
+        if fits(png := picture(page)): return png
+        page.wait_for_timeout(50)
+    pytest.fail("the picture did not become what it should")
+
+
+def slider(page, name): return page.locator(".widget-inline-hbox", has=page.locator("label", has_text=name)).locator(".noUi-handle")
+
+
+def board(page): return page.locator("canvas.cm-board")
+
+
+def stroke(page, start, end, steps=8):
+    """Drag over the canvas; places are shares of its width and height."""
+    box = board(page).bounding_box()
+    at = [(box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in (start, end)]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=steps)
+    page.mouse.up()
+
+
+# Sampling
+
+def test_a_slider_moves_the_samples(visit):
+    page = visit("sampling")
+    becomes(page, w.sampling_picture(digits, 8, 2, [80.]))
+    slider(page, "seed").press("ArrowRight")
+    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=1))
+
+
+def test_a_number_can_be_typed(visit):
+    page = visit("sampling")
+    number = page.locator(".widget-readout").first
+    number.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("42")
+    page.keyboard.press("Enter")
+    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=42))
+
+
+def test_hundred_fast_moves_end_in_the_last_picture(visit):
+    page = visit("sampling")
+    handle = slider(page, "seed")
+    handle.focus()
+    for _ in range(100): page.keyboard.press("ArrowRight")
+    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=100))
+
+
+def test_dragging_with_the_mouse(visit):
+    page = visit("sampling")
+    before, box = picture(page), slider(page, "seed").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + box["height"] / 2, steps=15)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    seed = int(page.locator(".widget-readout").first.inner_text())
+    assert seed > 20 and picture(page) != before
+    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=seed))
+
+
+def test_the_menu_of_classes_and_the_number_of_steps(visit):
+    page = visit("sampling")
+    page.locator("select").first.select_option("7")
+    becomes(page, w.sampling_picture(digits, 8, 2, [80.], label=7))
+    slider(page, "steps").press("ArrowRight")
+    becomes(page, lambda png: shown(png).height > 250)
+    assert slider(page, "σ₂").is_visible() and not slider(page, "σ₃").is_visible()
+
+
+# Painting
+
+def share(png, colour):
+    """How much of the first image, the one that was given, has a colour."""
+    pixels = shown(png).crop((0, 0, 114, 114)).tobytes()
+    return sum(max(abs(a - b) for a, b in zip(pixels[i:i + 3], colour)) < 3 for i in range(0, len(pixels), 3)) / 114**2
+
+
+def hidden(png): return share(png, (128, 128, 128))
+
+
+def settle(page):
+    """The picture once it has stopped changing."""
+    png = picture(page)
+    while png != (png := (page.wait_for_timeout(600), picture(page))[1]): pass
+    return png
+
+
+def test_a_stroke_hides_and_the_model_fills(visit):
+    page = visit("painter")
+    start = settle(page)
+    stroke(page, (0.1, 0.8), (0.9, 0.8))
+    painted = becomes(page, lambda png: hidden(png) > hidden(start) + 0.1)
+    board(page).press("z")
+    becomes(page, start)
+    stroke(page, (0.1, 0.8), (0.9, 0.8))
+    becomes(page, painted)
+    page.get_by_role("button", name="clear").click()
+    becomes(page, start)
+
+
+def test_erasing_and_inverting(visit):
+    page = visit("painter")
+    page.get_by_role("button", name="invert").click()
+    full = becomes(page, lambda png: hidden(png) > 0.8)
+    page.get_by_role("button", name="erase").click()
+    stroke(page, (0.1, 0.3), (0.9, 0.3))
+    becomes(page, lambda png: hidden(png) < hidden(full) - 0.1)
+
+
+def test_the_board_works_with_keys(visit):
+    page = visit("painter")
+    start = settle(page)
+    board(page).focus()
+    for key in ("ArrowDown", "ArrowDown", " ", "ArrowLeft", "ArrowLeft", " "): page.keyboard.press(key)
+    becomes(page, lambda png: hidden(png) > hidden(start) + 0.01)
+    page.keyboard.press("c")
+    becomes(page, start)
+
+
+def test_the_board_works_with_a_finger(visit):
+    page = visit("painter", has_touch=True)
+    start = settle(page)
+    box = board(page).bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    becomes(page, lambda png: hidden(png) > hidden(start) + 0.01)
+
+
+def test_presets_next_picture_and_tasks(visit):
+    page = visit("painter")
+    first = settle(page)
+    page.locator("select", has_text="paint it").select_option("left")
+    becomes(page, lambda png: hidden(png) > hidden(first) + 0.3)
+    page.get_by_role("button", name="next picture").click()
+    second = becomes(page, lambda png: hidden(png) < 0.3 and png != first)
+    page.locator("select", has_text="inpaint").select_option("enlarge")
+    becomes(page, lambda png: png not in (first, second))
+
+
+def choose(page, file):
+    """Upload a file."""
+    with page.expect_file_chooser() as chooser: page.get_by_role("button", name="your own").click()
+    chooser.value.set_files(file)
+
+
+def test_uploads_and_their_errors(visit, tmp_path):
+    page = visit("painter")
+    start = settle(page)
+    file = tmp_path / "own.png"
+    file.write_bytes(to_png((torch.rand(3, 50, 50) * 255).byte()))
+    choose(page, file)
+    own = becomes(page, lambda png: png != start)
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    choose(page, bad)
+    page.get_by_text("no picture that can be read").wait_for(timeout=10_000)
+    assert picture(page) == own
+
+
+def test_painting_in_colour(visit):
+    page = visit("strokes")
+    start = picture(page)
+    page.locator("input[type=color]").fill("#ff0000")
+    stroke(page, (0.2, 0.2), (0.8, 0.2))
+    png = becomes(page, lambda png: png != start and share(png, (255, 0, 0)) > 0.02)
+    assert shown(png).width > 300
+
+
+# The others
+
+@pytest.mark.parametrize("name", ("schedule", "huber", "parameterization", "timesteps"))
+def test_formula_explorers_follow_their_sliders(visit, name):
+    page = visit(name)
+    before = picture(page)
+    handle = page.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(5): page.keyboard.press("ArrowRight")
+    becomes(page, lambda png: png != before)
+
+
+def test_points_are_drawn(visit):
+    page = visit("paths")
+    before = picture(page)
+    stroke(page, (0.2, 0.2), (0.8, 0.8))
+    becomes(page, lambda png: png != before)
+    assert page.locator("select").first.input_value() == "your drawing"
+
+
+def test_the_dashboard_runs_and_stops(visit):
+    page = visit("dashboard")
+    before = picture(page)
+    becomes(page, lambda png: png != before)
+    page.get_by_role("button", name="stop").click()
+    page.wait_for_function("() => document.querySelector('button').disabled", timeout=20_000)
+    page.wait_for_timeout(500)
+    last = picture(page)
+    page.wait_for_timeout(1500)
+    assert picture(page) == last
+
+
+def test_the_app_switches_between_explorers(visit):
+    page = visit("app")
+    assert not board(page).first.is_visible()
+    page.get_by_role("button", name="Inpainting").click()
+    board(page).first.wait_for(state="visible", timeout=10_000)
+    page.get_by_role("button", name="Sampling").click()
+    board(page).first.wait_for(state="hidden", timeout=10_000)
+
+
+@pytest.mark.parametrize("name", ("sampling", "painter", "paths", "app"))
+def test_pages_fit_a_phone(visit, name):
+    page = visit(name, width=400)
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+# JupyterLab
+
+@pytest.fixture(scope="module")
+def lab(notebooks, tmp_path_factory):
+    port, home = free_port(), tmp_path_factory.mktemp("lab")
+    environment = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=", f"--notebook-dir={notebooks}"]
+    process, _ = serve(command, f"http://127.0.0.1:{port}/api", environment)
+    yield f"http://127.0.0.1:{port}"
+    stop(process)
+
+
+def test_jupyterlab_shows_a_widget_and_survives_a_restart(chromium, lab):
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{lab}/lab/tree/sampling.ipynb", timeout=60_000)
+    page.locator(".jp-Notebook").wait_for(timeout=60_000)
+    run = page.get_by_role("menuitem", name="Run", exact=True)
+    image = "() => [...document.querySelectorAll('img.widget-image')].some(i => i.naturalWidth > 50)"
+    for seed in (1, 2):
+        page.wait_for_timeout(1000)
+        if seed == 1:
+            run.click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        else:
+            page.get_by_role("menuitem", name="Kernel", exact=True).click()
+            page.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
+            page.locator(".jp-Dialog button.jp-mod-accept").click()
+            page.wait_for_timeout(3000)
+        page.wait_for_function(image, timeout=60_000)
+        slider(page, "seed").press("ArrowRight")
+        becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=1))
+    page.close()
