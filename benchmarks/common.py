@@ -29,6 +29,7 @@ def wait_for(device):
 
 def write(path, **results):
     """Write results with the machine they were measured on"""
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores ({platform.machine()})"
+    cpu = f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores ({platform.machine()})"
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "torch": torch.__version__, **results}, indent=1) + "\n")

@@ -63,13 +63,15 @@ def digits_tasks(x, labels):
     net, generator = from_pretrained("mnist", x.device), torch.Generator().manual_seed(100)
     for name, title in (("bottom", "inpaint the lower half"), ("center", "inpaint the centre")):
         mask = preset_mask(name, 28, 28).to(x)
-        yield title, lambda g, m=mask: inpaint(net, x, m, generator=g, class_labels=labels), {"mean": mean_fill(x, mask), "harmonic": harmonic_fill(x, mask)}
+        filled = {"mean": mean_fill(x, mask), "harmonic": harmonic_fill(x, mask)}
+        yield title, lambda g, m=mask: inpaint(net, x, m, generator=g, class_labels=labels), filled
     for factor in (2, 4):
         low = F.avg_pool2d(x, factor)
         enlarged = {"nearest": F.interpolate(low, scale_factor=factor), "bicubic": F.interpolate(low, scale_factor=factor, mode="bicubic")}
         yield f"enlarge {factor} times", lambda g, low=low, f=factor: super_resolve(net, low, f, generator=g, class_labels=labels), enlarged
     noisy = x + 0.5 * torch.randn(x.shape, generator=generator).to(x)
-    yield "denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), {"noisy": noisy.clamp(-1, 1), "best Gaussian filter": best_blur(noisy, x)}
+    smooth = {"noisy": noisy.clamp(-1, 1), "best Gaussian filter": best_blur(noisy, x)}
+    yield "denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
 
 
 def shapes_tasks(x, labels):
@@ -81,7 +83,8 @@ def shapes_tasks(x, labels):
     enlarged = {"nearest": F.interpolate(low, scale_factor=4), "bicubic": F.interpolate(low, scale_factor=4, mode="bicubic")}
     yield "colour shapes: enlarge 4 times", lambda g: super_resolve(net, low, 4, generator=g, class_labels=labels), enlarged
     noisy = x + 0.5 * torch.randn(x.shape, generator=generator).to(x)
-    yield "colour shapes: denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), {"noisy": noisy.clamp(-1, 1), "best Gaussian filter": best_blur(noisy, x)}
+    smooth = {"noisy": noisy.clamp(-1, 1), "best Gaussian filter": best_blur(noisy, x)}
+    yield "colour shapes: denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
 
 
 def score(results, truth, features):

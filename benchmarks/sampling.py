@@ -37,7 +37,9 @@ def contenders(network, steps, n, device):
 
     def package(): return sampler(net, y, [80.0, 0.8][:steps], clip_denoised=True, class_labels=labels)
 
-    def diffusers(): return pipeline(batch_size=n, class_labels=labels, num_inference_steps=steps if timesteps is None else None, timesteps=timesteps, output_type="pt")
+    def diffusers():
+        chosen = {"timesteps": timesteps, "num_inference_steps": None} if timesteps else {"num_inference_steps": steps}
+        return pipeline(batch_size=n, class_labels=labels, output_type="pt", **chosen)
 
     return {"bare network": bare, "this package": package, "diffusers": diffusers}
 

@@ -30,7 +30,8 @@ MOVE = """async () => {
 
 def serve(folder, port):
     """Start Voila and wait until it answers"""
-    process = subprocess.Popen([sys.executable, "-m", "voila", "--no-browser", f"--port={port}", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "voila", "--no-browser", f"--port={port}", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while True:
         try: return urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) and process
         except OSError: time.sleep(0.2)
@@ -58,7 +59,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         for name in LIMITS:
             cell = nbformat.v4.new_code_cell(f"from consistency_models.widgets import *\nsampling_explorer('{name}')")
-            nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}), Path(folder, f"{name}.ipynb"))
+            kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+            nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), Path(folder, f"{name}.ipynb"))
         server, browser = serve(folder, options.port), p.chromium.launch(executable_path=options.browser, args=FLAGS)
         for name, limit in LIMITS.items():
             page = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -43,7 +43,7 @@ def recipe_for(
     "The recipe of a data set, with changes"
     return RECIPES.get(data, RECIPES["images"]) | {k: v for k, v in changes.items() if v is not None}
 
-# %% ../nbs/14_cli.ipynb #bd037f4d
+# %% ../nbs/14_cli.ipynb #564dded7
 def open_data(
     name:str, # `digits`, `shapes`, a class of `torchvision.datasets` such as `MNIST`, or a folder of images
     size:int|None=None, # width and height; that of the data if `None` (32 for a folder)
@@ -52,7 +52,7 @@ def open_data(
 ) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
     "A data set by its name or folder"
     if name == "digits": return TensorDataset(*load_digits())
-    if name == "shapes": return TensorDataset(*colour_shapes(20_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
+    if name == "shapes": return TensorDataset(*colour_shapes(20_000 if train else 4_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
     if Path(name).is_dir(): return in_memory(ImageFolder(name, size or 32))
     if "/" in name or name.startswith("."): raise ValueError(f"there is no folder {name}")
     return in_memory(torchvision_dataset(name, root, train, download=not Path(root, name).is_dir(), size=size))

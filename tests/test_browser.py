@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from consistency_models import from_pretrained, image_grid, to_png
+from consistency_models import from_pretrained, to_png
 from consistency_models import widgets as w
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -347,7 +347,8 @@ def test_pages_fit_a_phone(visit, name):
 def lab(notebooks, tmp_path_factory):
     port, home = free_port(), tmp_path_factory.mktemp("lab")
     environment = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1", "--IdentityProvider.token=", f"--notebook-dir={notebooks}"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+               "--IdentityProvider.token=", f"--notebook-dir={notebooks}"]
     process, _ = serve(command, f"http://127.0.0.1:{port}/api", environment)
     yield f"http://127.0.0.1:{port}"
     stop(process)

@@ -8,9 +8,10 @@ import time
 
 import pytest
 import torch
+from PIL import Image
+
 from consistency_models import ImageFolder, from_pretrained, load_digits
 from consistency_models.cli import COMMANDS, RECIPES, demo, describe, in_memory, main, make_trainer, named_mask, open_data, parser_for, recipe_for
-from PIL import Image
 
 COMMAND = [sys.executable, "-c", "import sys; from consistency_models.cli import main; sys.exit(main())"]
 

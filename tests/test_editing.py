@@ -304,7 +304,8 @@ def test_one_pair_of_noises_serves_for_many_weights():
 
 
 @pytest.mark.parametrize("weights, message", (
-    (1.5, "weights must lie between 0 and 1"), (-0.1, "weights must lie"), ([0.5, math.nan], "weights must lie"), (torch.ones(3) / 2, r"weights must be one number or have shape \(2,\)")))
+    (1.5, "weights must lie between 0 and 1"), (-0.1, "weights must lie"), ([0.5, math.nan], "weights must lie"),
+    (torch.ones(3) / 2, r"weights must be one number or have shape \(2,\)")))
 def test_bad_weights_are_refused(weights, message):
     with pytest.raises(ValueError, match=message): interpolate_latents(plain, torch.randn(2, 3), torch.randn(2, 3), weights)
 
@@ -315,8 +316,8 @@ def test_noises_of_different_shape_are_refused():
 
 # Errors and warnings
 
-@pytest.mark.parametrize("factor, kind", ((2.5, TypeError), ("2", TypeError), (None, TypeError), (True, TypeError), (1, ValueError), (0, ValueError), (-2, ValueError)))
-def test_a_factor_is_a_whole_number_above_one(factor, kind):
+@pytest.mark.parametrize("factor", (2.5, "2", None, True, 1, 0, -2))
+def test_a_factor_is_a_whole_number_above_one(factor):
     with pytest.raises((TypeError, ValueError), match="factor"): super_resolve(plain, torch.zeros(2, 1, 4, 4), factor)
     with pytest.raises((TypeError, ValueError), match="factor"): super_resolution(factor)
 

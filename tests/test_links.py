@@ -106,9 +106,9 @@ def test_names_in_prose_exist(path, known):
 
 def test_every_public_name_has_a_page():
     """nbdev turns a public name in backticks into a link if it knows the name's notebook"""
+    import consistency_models
     from consistency_models._modidx import d
     from consistency_models.consistency_models import __all__ as public
-    import consistency_models
     known = {key.split(".")[-1] for module in d["syms"].values() for key in module}
     defined = [n for n in public if getattr(getattr(consistency_models, n), "__module__", "").startswith("consistency_models.")]
     assert [n for n in defined if n not in known and getattr(consistency_models, n).__name__ == n] == []

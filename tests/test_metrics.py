@@ -4,10 +4,24 @@ import warnings
 import pytest
 import torch
 from conftest import gaussian, seeded
-from consistency_models import (
-    Classifier, as_network, consistency_error, exact_consistency_function, feature_statistics, frechet_distance, inception_features, kernel_distance,
-    precision_recall, two_moons)
 from torch import nn
+
+from consistency_models import (
+    Classifier,
+    as_network,
+    consistency_error,
+    exact_consistency_function,
+    feature_statistics,
+    frechet_distance,
+    inception_features,
+    kernel_distance,
+    load_digits,
+    metrics,
+    precision_recall,
+    recognition_rate,
+    train_classifier,
+    two_moons,
+)
 
 
 def flat(x): return x.flatten(1)
@@ -113,7 +127,25 @@ def test_bad_features_and_neighbours_are_clear_errors():
 
 def test_inception_says_what_is_missing():
     pytest.importorskip("torchmetrics")
-    try: import torch_fidelity  # noqa: F401
+    try: import torch_fidelity  # noqa: F401, I001
     except ImportError:
         with pytest.raises(ImportError, match="torch-fidelity"): inception_features()
     else: pytest.skip("torch-fidelity is installed; its weights would be downloaded")
+
+
+def test_a_classifier_that_died_is_trained_again(monkeypatch):
+    images, labels = load_digits()
+    alive, rates = train_classifier(images, labels, 60), []
+    class Dead(nn.Module):
+        def forward(self, x): return torch.eye(10)[0].expand(len(x), 10)
+    def fit(images, labels, steps, rate):
+        rates.append(rate)
+        return alive if len(rates) == 3 else Dead()
+    monkeypatch.setattr(metrics, "_fit_classifier", fit)
+    assert train_classifier(images, labels) is alive and rates == [2e-3, 1e-3, 5e-4]
+
+
+def test_recognition_is_counted_over_all_images():
+    class First(nn.Module):
+        def forward(self, x): return torch.eye(2)[0].expand(len(x), 2)
+    assert recognition_rate(torch.zeros(5000, 1, 2, 2), torch.arange(5000) % 2, First()) == 0.5

@@ -591,7 +591,9 @@ def test_recognition_rate_is_the_share_of_right_answers():
 def test_sigma_data_does_not_depend_on_the_number_of_threads():
     x, threads = torch.randn(100_000, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
     try:
-        torch.set_num_threads(1); alone = measure_sigma_data(x)
-        torch.set_num_threads(4); together = measure_sigma_data(x)
+        torch.set_num_threads(1)
+        alone = measure_sigma_data(x)
+        torch.set_num_threads(4)
+        together = measure_sigma_data(x)
     finally: torch.set_num_threads(threads)
     assert alone == together and abs(alone / x.double().std() - 1) < 1e-5

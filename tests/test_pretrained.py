@@ -6,9 +6,20 @@ import pickle
 import pytest
 import torch
 from conftest import shake
-from consistency_models import (
-    MLP, ConsistencySamplingAndEditing, Precondition, UNet, build_network, bundled_checkpoints, from_diffusers, from_pretrained, push_to_hub, save_pretrained)
 from safetensors.torch import load_file, save_file
+
+from consistency_models import (
+    MLP,
+    ConsistencySamplingAndEditing,
+    Precondition,
+    UNet,
+    build_network,
+    bundled_checkpoints,
+    from_diffusers,
+    from_pretrained,
+    push_to_hub,
+    save_pretrained,
+)
 
 
 def unet():

@@ -12,11 +12,25 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from consistency_models import (
-    MLP, ConsistencySamplingAndEditing, ConsistencyTraining, ImprovedConsistencyTraining, LossByLevel, Trainer, UNet, data_order, learning_rate, progress, read_checkpoint,
-    shard_seed, two_moons, write_checkpoint)
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
+
+from consistency_models import (
+    MLP,
+    ConsistencySamplingAndEditing,
+    ConsistencyTraining,
+    ImprovedConsistencyTraining,
+    LossByLevel,
+    Trainer,
+    UNet,
+    data_order,
+    learning_rate,
+    progress,
+    read_checkpoint,
+    shard_seed,
+    two_moons,
+    write_checkpoint,
+)
 
 POINTS = two_moons(500, generator=torch.Generator().manual_seed(0))
 
