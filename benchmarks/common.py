@@ -29,7 +29,8 @@ def wait_for(device):
 
 def write(path, **results):
     """Write results with the machine they were measured on"""
-    cpu = f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores ({platform.machine()})"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} thread{'s' if threads > 1 else ''} on {os.cpu_count()} CPU cores ({platform.machine()})"
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "torch": torch.__version__, **results}, indent=1) + "\n")

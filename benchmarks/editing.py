@@ -111,7 +111,7 @@ def measure(tasks, truth, features, seeds):
 def main():
     arguments = parser(__doc__, "editing")
     arguments.add_argument("--root", default="data", help="folder that holds MNIST")
-    arguments.add_argument("--n", type=int, default=300, help="images")
+    arguments.add_argument("--n", type=int, default=200, help="images")
     arguments.add_argument("--seeds", type=int, default=4, help="seeds of the editing")
     options = arguments.parse_args()
     device = pick_device(options.threads)

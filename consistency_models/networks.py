@@ -56,7 +56,7 @@ def check_inputs(
         raise ValueError(f"x must have shape (batch, {wanted}), got {tuple(x.shape)}")
     if sigma.shape != x.shape[:1]: raise ValueError(f"sigma must have shape ({len(x)},), got {tuple(sigma.shape)}")
 
-# %% ../nbs/04_networks.ipynb #d16b5aed
+# %% ../nbs/04_networks.ipynb #396781f3
 def embed_labels(
     embedding:nn.Embedding|None, # table of label vectors; `None` for a network without classes
     class_labels:Tensor|None, # whole numbers, shape `(batch,)`
@@ -69,7 +69,7 @@ def embed_labels(
     if not isinstance(class_labels, Tensor) or class_labels.is_floating_point() or class_labels.is_complex():
         raise TypeError("class_labels must be a tensor of whole numbers")
     if class_labels.shape != (batch,): raise ValueError(f"class_labels must have shape ({batch},), got {tuple(class_labels.shape)}")
-    if class_labels.device.type == "cpu":   # on a GPU the look would make the CPU wait for it
+    if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():   # a GPU would have to be waited for
         low, high = (int(v) for v in class_labels.aminmax()) if batch else (0, 0)
         if low < 0 or high >= embedding.num_embeddings:
             raise ValueError(f"class_labels must lie from 0 to {embedding.num_embeddings - 1}, got {low} to {high}")

@@ -25,7 +25,7 @@ FLOORS = {
     "consistency_models": 6,
 }
 LESSONS = [name for name, floor in FLOORS.items() if floor < 5]  # what the flat namespace gathers
-NO_LESSONS = {"index", "13_widgets", "14_cli", "15_api", "app"}  # pages that are mostly program, and a list of names
+NO_LESSONS = {"index", "benchmarks", "13_widgets", "14_cli", "15_api", "app"}  # pages that are mostly program, and a list of names
 HEAVY = {"matplotlib", "torchvision", "ipywidgets", "sklearn", "lpips", "torchmetrics", "pandas", "IPython"}
 TEXT = {".ipynb", ".md", ".py", ".yml", ".yaml", ".ini", ".cff", ".toml"}
 REPOSITORY = re.compile(r"github\.com[/:]([\w.-]+)/([\w.-]+)")
@@ -276,7 +276,7 @@ def test_no_code_asks_for_cuda_outright(path):
 # Exercises
 
 EXERCISE = re.compile(r"\*\*Exercise (\d+)")
-PLAIN = {"index", "15_api", "app"}  # pages without exercises
+PLAIN = {"index", "benchmarks", "15_api", "app"}  # pages without exercises
 
 
 def exercises(path):
