@@ -29,6 +29,7 @@ export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tests/readme.py
+	$(BIN)/python tests/stubs.py
 
 benchmarks: .venv/done ## import time and overhead, as ratios; then speed options, sampling and widgets
 	$(BIN)/python benchmarks/import_time.py

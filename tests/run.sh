@@ -14,6 +14,7 @@ fingerprint > "$before"
 nbdev_export
 nbdev_clean
 python tests/readme.py
+python tests/stubs.py
 fingerprint > "$after"
 diff "$before" "$after" || { echo "run 'make export' and commit the result"; exit 1; }
 
