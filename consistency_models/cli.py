@@ -7,7 +7,7 @@ __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'descr
            'sample', 'named_mask', 'edit', 'sample_classes', 'nearest_distance', 'yardstick', 'measure', 'print_table',
            'evaluate', 'save', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
 
-# %% ../nbs/14_cli.ipynb #0d12505a
+# %% ../nbs/14_cli.ipynb #b4781ae6
 import signal
 import sys
 import time
@@ -28,7 +28,7 @@ from .trainer import Trainer, progress
 from .training import ImprovedConsistencyTraining
 from .utils import check_integer, default_device, image_grid, show_images, to_png, use_style
 
-# %% ../nbs/14_cli.ipynb #818a6519
+# %% ../nbs/14_cli.ipynb #3b0d03fe
 RECIPES = {
     "digits": dict(channels=(32, 64), patch=1, steps=2000, batch_size=64, learning_rate=2e-3, final_timesteps=40, ema_decay=0.99, precision="no"),
     "MNIST": dict(channels=(48, 96), patch=2, steps=24_000, batch_size=64, learning_rate=1e-3, final_timesteps=80, ema_decay=0.999, precision="bf16"),
@@ -43,7 +43,7 @@ def recipe_for(
     "The recipe of a data set, with changes"
     return RECIPES.get(data, RECIPES["images"]) | {k: v for k, v in changes.items() if v is not None}
 
-# %% ../nbs/14_cli.ipynb #564dded7
+# %% ../nbs/14_cli.ipynb #201f1e3b
 def open_data(
     name:str, # `digits`, `shapes`, a class of `torchvision.datasets` such as `MNIST`, or a folder of images
     size:int|None=None, # width and height; that of the data if `None` (32 for a folder)
@@ -67,7 +67,7 @@ def in_memory(
     items = [item if isinstance(item, tuple) else (item,) for item in (data[i] for i in range(len(data)))]
     return TensorDataset(*(torch.stack(c) if isinstance(c[0], Tensor) else torch.tensor(c) for c in zip(*items)))
 
-# %% ../nbs/14_cli.ipynb #5419413a
+# %% ../nbs/14_cli.ipynb #ba1e8462
 def describe(
     data:Dataset, # of images, or of pairs `(image, label)`
 ) -> dict: # `shape` of an image, `num_classes` (`None` without labels), `sigma_data`
@@ -78,7 +78,7 @@ def describe(
     return {"shape": list(first[0].shape), "num_classes": None if labels is None else int(labels.max()) + 1,
             "sigma_data": measure_sigma_data(data.tensors[0] if tensors else data)}
 
-# %% ../nbs/14_cli.ipynb #21d0d860
+# %% ../nbs/14_cli.ipynb #18da8191
 def trained_network(
     start:str, # a bundled checkpoint, a folder, or a repository of the Hub
     facts:dict, # of the data, as `describe` gives them
@@ -89,7 +89,7 @@ def trained_network(
         if net.config[name] != wanted: raise ValueError(f"{start} does not fit the data: its {name} is {net.config[name]}, the data needs {wanted}")
     return net.train().requires_grad_(True)
 
-# %% ../nbs/14_cli.ipynb #2e9cec74
+# %% ../nbs/14_cli.ipynb #80f99a11
 def make_trainer(
     data:Dataset, # of images, or of pairs `(image, label)`
     recipe:dict, # as `recipe_for` gives it
@@ -107,7 +107,7 @@ def make_trainer(
     chosen = {k: recipe[k] for k in ("steps", "batch_size", "learning_rate", "ema_decay", "precision")}
     return Trainer(net, data, objective=objective, labels=facts["num_classes"] is not None, channels_last=True, seed=seed, **chosen, **settings)
 
-# %% ../nbs/14_cli.ipynb #dde1c469
+# %% ../nbs/14_cli.ipynb #1dd1de09
 def train(
     data:str="digits", # digits, shapes, a data set of torchvision such as MNIST, or a folder of images
     out:str="runs/digits", # folder for checkpoints and the final weights
@@ -132,7 +132,7 @@ def train(
     for state in progress(trainer.train()): pass
     if trainer.accelerator.is_main_process: _save_run(trainer, out, {"data": data, "seed": seed, "size": size, "start": start} | changes, recipe)
 
-# %% ../nbs/14_cli.ipynb #da0696ff
+# %% ../nbs/14_cli.ipynb #7c219d7e
 def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
     "Save the averaged weights with a card that says how to train them again"
     command = "consistency-models train " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in given.items() if v is not None)
@@ -140,7 +140,7 @@ def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
                     recipe={"command": command, "data": given["data"], "seed": given["seed"]} | {k: str(v) for k, v in recipe.items()})
     print(f"the weights are in {out}/model.safetensors")
 
-# %% ../nbs/14_cli.ipynb #6b48b372
+# %% ../nbs/14_cli.ipynb #b7f9a3cc
 def _numbers(text:str) -> list[float]:
     "Numbers separated by commas"
     try: return [float(part) for part in text.split(",")]
@@ -158,7 +158,7 @@ def _save_grid(x:Tensor, path:str, columns:int):
     Path(path).write_bytes(to_png(image_grid(x, columns)))
     print(f"{len(x)} images are in {path}")
 
-# %% ../nbs/14_cli.ipynb #8f83f19d
+# %% ../nbs/14_cli.ipynb #fd344894
 def sample(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     n:int=16, # how many
@@ -182,7 +182,7 @@ def _load(model:str):
     if "shape" not in net.notes: raise ValueError(f"{model} does not say the shape of its samples; save it with save_pretrained(..., shape=...)")
     return net
 
-# %% ../nbs/14_cli.ipynb #869e07e7
+# %% ../nbs/14_cli.ipynb #6ddab63f
 def named_mask(
     name:str, # a name that `preset_mask` knows, or the path of a picture that is white where to generate
     height:int, # pixels
@@ -192,7 +192,7 @@ def named_mask(
     if Path(name).is_file(): return (read_image(name, 1, height, width) > 0).float()
     return preset_mask(name, height, width)
 
-# %% ../nbs/14_cli.ipynb #bc773b29
+# %% ../nbs/14_cli.ipynb #105a802a
 def edit(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     image:str, # the picture to complete; resized to the model's
@@ -210,7 +210,7 @@ def edit(
                       torch.Generator().manual_seed(seed), **_labels(net, n, None if label is None else str(label)))
     _save_grid(torch.cat([x[:1], results]), out, n + 1)
 
-# %% ../nbs/14_cli.ipynb #f4a1fcbc
+# %% ../nbs/14_cli.ipynb #2fd95bd9
 def sample_classes(
     net, # the trained network
     labels:Tensor, # the class of each sample, shape `(n,)`
@@ -223,7 +223,7 @@ def sample_classes(
     return torch.cat([sampler(net, torch.empty(len(y), *shape, device=y.device), sigmas, clip_denoised=True, generator=generator, class_labels=y)
                       for y in labels.split(2000)])
 
-# %% ../nbs/14_cli.ipynb #9b013a98
+# %% ../nbs/14_cli.ipynb #3950fadb
 def nearest_distance(
     x:Tensor, # samples, shape `(n, ...)`
     data:Tensor, # what to search, shape `(m, ...)`
@@ -232,7 +232,7 @@ def nearest_distance(
     blocks = (torch.cdist(part.flatten(1), data.flatten(1)) for part in x.split(1000))
     return torch.cat([torch.where(d < 1e-4, torch.inf, d).min(1).values for d in blocks])
 
-# %% ../nbs/14_cli.ipynb #dfef7f94
+# %% ../nbs/14_cli.ipynb #1e3e1e18
 def yardstick(
     images:Tensor, # real images
     features, # callable from images to features
@@ -242,7 +242,7 @@ def yardstick(
     halves = [torch.randperm(len(images), generator=torch.Generator().manual_seed(s)).chunk(2) for s in range(splits)]
     return [frechet_distance(images[a], images[b], features) for a, b in halves]
 
-# %% ../nbs/14_cli.ipynb #28e4568e
+# %% ../nbs/14_cli.ipynb #05445fb9
 def measure(
     net, # the trained network
     images:Tensor, # real images to compare with
@@ -261,7 +261,7 @@ def measure(
         "asked class recognised, one step": [100 * recognition_rate(x, labels, judge) for x in one],
         "closer to training data than real images typically are": [100 * (nearest_distance(x, training) < typical).double().mean().item() for x in one]}
 
-# %% ../nbs/14_cli.ipynb #1afc492b
+# %% ../nbs/14_cli.ipynb #2499211e
 def print_table(
     rows:dict, # from names to lists of numbers
 ):
@@ -271,7 +271,7 @@ def print_table(
         mean = sum(values) / len(values)
         print(f"{name:56} {mean:6.1f}{unit}  (from {min(values):.1f} to {max(values):.1f} over {len(values)})")
 
-# %% ../nbs/14_cli.ipynb #14ee6c62
+# %% ../nbs/14_cli.ipynb #e3993d80
 def evaluate(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub, of a model with classes
     data:str=None, # digits, or a data set of torchvision such as MNIST; what it was trained on if not given
@@ -287,7 +287,7 @@ def evaluate(
     print(f"the judge is right on {recognition_rate(images, labels, judge):.1%} of {len(images)} real images" + " (its own training images)" * (name == "digits"))
     print_table(measure(net, images, labels, training, judge, seeds))
 
-# %% ../nbs/14_cli.ipynb #891db6da
+# %% ../nbs/14_cli.ipynb #398e79a6
 def save(
     fig, # a matplotlib figure
     path:Path, # where to
@@ -297,7 +297,7 @@ def save(
     fig.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(fig)
 
-# %% ../nbs/14_cli.ipynb #76b4edad
+# %% ../nbs/14_cli.ipynb #a54a2342
 def draw_samples(
     net, # the trained network
     out:Path, # folder for the pictures
@@ -315,7 +315,7 @@ def draw_samples(
     names = [text for sigma, *_ in walk for text in (f"noise, σ = {sigma:g}", "one jump later")]
     save(show_images(torch.cat(rows), columns=10, smooth=True, rows=names), out / "trajectory.png")
 
-# %% ../nbs/14_cli.ipynb #705ff50d
+# %% ../nbs/14_cli.ipynb #7bcf3b9a
 def draw_edits(
     net, # the trained network
     images:Tensor, # real digits
@@ -333,7 +333,7 @@ def draw_edits(
     frames = [interpolate_latents(net, a, b, r / 11, class_labels=y) for r in range(12)]
     save(show_images(torch.stack(frames, 1).flatten(0, 1), columns=12, smooth=True), out / "interpolation.png")
 
-# %% ../nbs/14_cli.ipynb #229d0f58
+# %% ../nbs/14_cli.ipynb #f24c3b2d
 def draw_losses(
     history:list, # `(noise levels, losses)` of each step
     out:Path, # folder for the pictures
@@ -350,7 +350,7 @@ def draw_losses(
     ax.legend(title="of training")
     save(fig, out / "loss_by_noise_level.png")
 
-# %% ../nbs/14_cli.ipynb #dc1e664b
+# %% ../nbs/14_cli.ipynb #579acd81
 def demo(
     out:str="demo", # folder for the pictures
     steps:int=None, # optimiser steps; 2,000 if not given
@@ -370,7 +370,7 @@ def demo(
     print_table(measure(net, images, labels, images, train_classifier(images, labels)))
     print(f"pictures are in {folder}/")
 
-# %% ../nbs/14_cli.ipynb #6de679c2
+# %% ../nbs/14_cli.ipynb #ad17612c
 COMMANDS = {f.__name__: f for f in (train, sample, edit, evaluate, demo)}
 _USAGE = "consistency-models COMMAND [options]\n\n" + "\n".join(f"  {n:10} {f.__doc__}" for n, f in COMMANDS.items()) + "\n\nconsistency-models COMMAND --help lists the options."
 
@@ -394,7 +394,7 @@ def main(
     else: return _run(name, rest)
     return 0
 
-# %% ../nbs/14_cli.ipynb #77a20357
+# %% ../nbs/14_cli.ipynb #e3ef3bb5
 def _run(name:str, rest:list) -> int:
     "Run one command and return its exit code"
     options = [a if not a.startswith("--") else a.split("=")[0].replace("-", "_").replace("__", "--", 1) + a[len(a.split("=")[0]):] for a in rest]

@@ -6,7 +6,7 @@
 __all__ = ['two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder',
            'read_image', 'measure_sigma_data']
 
-# %% ../nbs/05_data.ipynb #dec634e1
+# %% ../nbs/05_data.ipynb #f9f95009
 import math
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .utils import check_integer, randn_like
 
-# %% ../nbs/05_data.ipynb #1bc9d195
+# %% ../nbs/05_data.ipynb #8d606f72
 def two_moons(
     n:int=2000, # number of points
     noise:float=0.05, # standard deviation of the jitter around the curves
@@ -29,7 +29,7 @@ def two_moons(
     points = torch.stack([angle.cos() - side / 2, side * (0.25 - angle.sin())], 1) / 1.5
     return points + noise * randn_like(points, generator)
 
-# %% ../nbs/05_data.ipynb #00cbe90b
+# %% ../nbs/05_data.ipynb #6a554b7f
 def spiral(
     n:int=2000, # number of points
     noise:float=0.02, # standard deviation of the jitter around the curve
@@ -42,7 +42,7 @@ def spiral(
     points = torch.stack([angle.cos(), angle.sin()], 1) * radius[:, None]
     return points + noise * randn_like(points, generator)
 
-# %% ../nbs/05_data.ipynb #51071a05
+# %% ../nbs/05_data.ipynb #a7f16dbb
 def eight_gaussians(
     n:int=2000, # number of points
     noise:float=0.06, # standard deviation of each cluster
@@ -54,7 +54,7 @@ def eight_gaussians(
     points = 0.8 * torch.stack([angle.cos(), angle.sin()], 1)
     return points + noise * randn_like(points, generator), labels
 
-# %% ../nbs/05_data.ipynb #8aaba763
+# %% ../nbs/05_data.ipynb #06dca282
 def load_digits() -> tuple[Tensor, Tensor]: # images in [-1, 1], shape `(1797, 1, 8, 8)`, and labels 0 to 9
     "The handwritten digits that ship with scikit-learn: Alpaydin & Kaynak (1998)"
     from sklearn.datasets import load_digits as load
@@ -62,7 +62,7 @@ def load_digits() -> tuple[Tensor, Tensor]: # images in [-1, 1], shape `(1797, 1
     images = torch.as_tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     return images, torch.as_tensor(digits.target, dtype=torch.long)
 
-# %% ../nbs/05_data.ipynb #12c5f09b
+# %% ../nbs/05_data.ipynb #02d71390
 def _signed_distance(kind:Tensor, dx:Tensor, dy:Tensor, radius:Tensor) -> Tensor:
     "Distance to the edge of a disc (0), square (1) or triangle (2), negative inside; all of shape `(n, size, size)`"
     disc = (dx**2 + dy**2).sqrt() - radius
@@ -70,7 +70,7 @@ def _signed_distance(kind:Tensor, dx:Tensor, dy:Tensor, radius:Tensor) -> Tensor
     triangle = torch.maximum(0.866 * dx.abs() - 0.5 * dy, dy) - 0.6 * radius
     return torch.where(kind == 0, disc, torch.where(kind == 1, square, triangle))
 
-# %% ../nbs/05_data.ipynb #0a22cd34
+# %% ../nbs/05_data.ipynb #9a1a7131
 def colour_shapes(
     n:int=1000, # number of images
     size:int=32, # width and height in pixels
@@ -86,7 +86,7 @@ def colour_shapes(
     inside = (0.5 - _signed_distance(labels[:, None, None], dx, dy, radius) * size / 2).clamp(0, 1)[:, None]
     return (inside * ink[..., None, None] + (1 - inside) * paper[..., None, None]) * 2 - 1, labels
 
-# %% ../nbs/05_data.ipynb #14b9ea6d
+# %% ../nbs/05_data.ipynb #e483d300
 def _to_range(x:Tensor) -> Tensor:
     "From [0, 1] to [-1, 1]"
     return x * 2 - 1
@@ -103,7 +103,7 @@ def _to_tensor(
     scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Lambda(_to_range)]
     return v2.Compose(modes[channels] + resize + scale)
 
-# %% ../nbs/05_data.ipynb #25a3f055
+# %% ../nbs/05_data.ipynb #e6801744
 def torchvision_dataset(
     name:str, # name of a class in `torchvision.datasets`, such as `"MNIST"`
     root:str="data", # folder that holds the files
@@ -116,7 +116,7 @@ def torchvision_dataset(
     if not isinstance(getattr(datasets, name, None), type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
     return getattr(datasets, name)(root, train=train, download=download, transform=_to_tensor(size))
 
-# %% ../nbs/05_data.ipynb #33e829f2
+# %% ../nbs/05_data.ipynb #9631709f
 class ImageFolder(torch.utils.data.Dataset):
     "All images in a folder and its subfolders, as tensors in [-1, 1] of shape `(channels, size, size)`"
     def __init__(self,
@@ -135,7 +135,7 @@ class ImageFolder(torch.utils.data.Dataset):
         from PIL import Image
         with Image.open(self.files[i]) as image: return self.transform(image.convert("RGB"))
 
-# %% ../nbs/05_data.ipynb #82f40636
+# %% ../nbs/05_data.ipynb #451621cc
 def read_image(
     source:str|Path|bytes, # a file, or its content
     channels:int, # 3 for colour, 1 for grey
@@ -152,7 +152,7 @@ def read_image(
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
     return pil_to_tensor(small).float() / 127.5 - 1
 
-# %% ../nbs/05_data.ipynb #7560d922
+# %% ../nbs/05_data.ipynb #9c35b261
 def measure_sigma_data(
     data, # a tensor of samples, or a dataset of tensors or `(tensor, label)` pairs
     samples:int=2000, # at most so many samples of a dataset are read, evenly spread

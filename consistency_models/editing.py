@@ -7,7 +7,7 @@ __all__ = ['LUMINANCE', 'Operator', 'editing_sigmas', 'edit', 'inpaint', 'preset
            'in_basis', 'colorization', 'colorize', 'split_patches', 'join_patches', 'super_resolution', 'super_resolve',
            'stroke_to_image', 'denoise', 'interpolate_latents']
 
-# %% ../nbs/09_editing.ipynb #0317418b
+# %% ../nbs/09_editing.ipynb #f8a48f28
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .sampling import ConsistencySamplingAndEditing, check_interpolation, check_
 from .schedules import karras_schedule
 from .utils import as_tensor, check_floating, check_integer
 
-# %% ../nbs/09_editing.ipynb #d70d9643
+# %% ../nbs/09_editing.ipynb #d8076952
 @dataclass(frozen=True, eq=False)
 class Operator:
     "An invertible linear map $A$ with its inverse, and which of its values are unknown"
@@ -29,7 +29,7 @@ class Operator:
     transform_fn: Callable = identity # $A$
     inverse_transform_fn: Callable = identity # $A^{-1}$
 
-# %% ../nbs/09_editing.ipynb #66272b0e
+# %% ../nbs/09_editing.ipynb #1f1e17d9
 def editing_sigmas(
     n:int=40, # how many
     sigma_min:float=0.002, # the last one
@@ -37,7 +37,7 @@ def editing_sigmas(
     "The noise levels of the paper's editing experiments: a Karras schedule, descending"
     return karras_schedule(n, sigma_min).flip(0)
 
-# %% ../nbs/09_editing.ipynb #9ca97f50
+# %% ../nbs/09_editing.ipynb #0849288b
 def edit(
     model, # any callable `model(x, sigma, **kwargs)`
     y:Tensor, # images with the known values, shape `(batch, ...)`
@@ -59,7 +59,7 @@ def edit(
     return run(model, y, sigmas, **vars(operator), start_from_y=start_from_y, add_initial_noise=add_initial_noise,
                clip_denoised=clip_denoised, generator=generator, model_kwargs=model_kwargs, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #3759dec9
+# %% ../nbs/09_editing.ipynb #91359c45
 def _warn_range(values:Tensor, name:str):
     "Warn of known values outside [-1, 1]"
     if values.numel() == 0: return
@@ -67,7 +67,7 @@ def _warn_range(values:Tensor, name:str):
     if low < -1.01 or high > 1.01:
         warnings.warn(f"{name} has values from {low:.3g} to {high:.3g}, but the model works in [-1, 1]", stacklevel=3)
 
-# %% ../nbs/09_editing.ipynb #264332b4
+# %% ../nbs/09_editing.ipynb #4caf6c75
 @delegates(edit, keep=True, but=["start_from_y", "add_initial_noise"])
 def inpaint(
     model, # any callable `model(x, sigma, **kwargs)`
@@ -85,7 +85,7 @@ def inpaint(
     if clip_denoised: _warn_range(x[(mask == 0).expand_as(x)], "the known part of x")
     return edit(model, x, Operator(mask), sigmas, sampler, generator, clip_denoised, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #9db2da02
+# %% ../nbs/09_editing.ipynb #6905c5b0
 def preset_mask(
     name:str, # top, bottom, left, right, center, random or letters
     height:int, # pixels
@@ -103,7 +103,7 @@ def preset_mask(
     mask[0][parts[name]] = 1
     return mask
 
-# %% ../nbs/09_editing.ipynb #aa39bdac
+# %% ../nbs/09_editing.ipynb #bc6a84eb
 def _letters(text:str, height:int, width:int) -> Tensor:
     "A mask with the shape of a text that fills the picture"
     from PIL import Image, ImageDraw, ImageFont
@@ -112,7 +112,7 @@ def _letters(text:str, height:int, width:int) -> Tensor:
     ImageDraw.Draw(image).text((4 - left, 4 - top), text, fill=255, font=font, stroke_width=4)
     return (torch.tensor(list(image.resize((width, height)).tobytes())).view(1, height, width) > 127).float()
 
-# %% ../nbs/09_editing.ipynb #275614e4
+# %% ../nbs/09_editing.ipynb #03041b5b
 @delegates(inpaint, keep=True)
 def outpaint(
     model, # any callable `model(x, sigma, **kwargs)` for the larger images
@@ -129,7 +129,7 @@ def outpaint(
     y, mask = (F.pad(values, sides, value=fill) for values, fill in ((x, 0.), (torch.zeros_like(x), 1.)))
     return inpaint(model, y, mask, sigmas, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #69f0a616
+# %% ../nbs/09_editing.ipynb #c51d9a05
 def orthogonal_basis(
     first, # the direction of the first column, shape `(n,)`
 ) -> Tensor: # orthogonal matrix, shape `(n, n)`, `float64`
@@ -142,10 +142,10 @@ def orthogonal_basis(
     q, r = torch.linalg.qr(start)
     return q * r[0, 0].sign()
 
-# %% ../nbs/09_editing.ipynb #b308b103
+# %% ../nbs/09_editing.ipynb #f2687102
 LUMINANCE = (0.2989, 0.5870, 0.1140) # of red, green and blue, as in the paper
 
-# %% ../nbs/09_editing.ipynb #dd29ae5b
+# %% ../nbs/09_editing.ipynb #99342381
 def in_basis(
     x:Tensor, # shape `(..., n)`
     basis:Tensor, # orthogonal matrix, shape `(n, n)`; the new axes are its columns
@@ -154,14 +154,14 @@ def in_basis(
     if x.shape[-1] != len(basis): raise ValueError(f"this operator needs {len(basis)} values along its axis (colours, or a patch), got {x.shape[-1]}")
     return x @ basis.to(x)
 
-# %% ../nbs/09_editing.ipynb #163e66b8
+# %% ../nbs/09_editing.ipynb #64a38c88
 def colorization() -> Operator: # for images of shape `(batch, 3, ...)`
     "The luminance of each pixel is known, the other two colour axes are not"
     q = orthogonal_basis(LUMINANCE)
     def turn(basis): return lambda x: in_basis(x.movedim(1, -1), basis).movedim(-1, 1)
     return Operator(torch.tensor([0., 1., 1.]).view(3, 1, 1), turn(q), turn(q.T))
 
-# %% ../nbs/09_editing.ipynb #3a7049d5
+# %% ../nbs/09_editing.ipynb #bda83864
 @delegates(edit, keep=True, but=["start_from_y", "add_initial_noise"])
 def colorize(
     model, # any callable `model(x, sigma, **kwargs)` for colour images
@@ -179,7 +179,7 @@ def colorize(
     y = gray * (w / w.square().sum()).to(gray).view(3, 1, 1)
     return edit(model, y, colorization(), sigmas, sampler, generator, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #9cedb3cc
+# %% ../nbs/09_editing.ipynb #e460707e
 def split_patches(
     x:Tensor, # shape `(batch, channels, n1, n2, ...)`
     factor:int, # $p$, which divides each `n`
@@ -190,7 +190,7 @@ def split_patches(
     x = x.reshape(*x.shape[:2], *(v for n in x.shape[2:] for v in (n // factor, factor)))
     return x.movedim(tuple(range(3, 3 + 2 * dims, 2)), tuple(range(-dims, 0))).flatten(-dims)
 
-# %% ../nbs/09_editing.ipynb #31bc003f
+# %% ../nbs/09_editing.ipynb #a9282989
 def join_patches(
     u:Tensor, # as from `split_patches`
     factor:int, # the same factor
@@ -200,7 +200,7 @@ def join_patches(
     x = u.unflatten(-1, (factor,) * dims).movedim(tuple(range(-dims, 0)), tuple(range(3, 3 + 2 * dims, 2)))
     return x.reshape(*u.shape[:2], *(n * factor for n in u.shape[2:-1]))
 
-# %% ../nbs/09_editing.ipynb #96fa526e
+# %% ../nbs/09_editing.ipynb #b616cd38
 def super_resolution(
     factor:int, # $p$, the width of a patch
     dims:int=2, # axes after the channels: 1 for sounds, 2 for images, 3 for volumes
@@ -211,7 +211,7 @@ def super_resolution(
     mask[0] = 0
     return Operator(mask, lambda x: in_basis(split_patches(x, int(factor)), q), lambda u: join_patches(in_basis(u, q.T), int(factor)))
 
-# %% ../nbs/09_editing.ipynb #0ba4401b
+# %% ../nbs/09_editing.ipynb #d5acfadf
 @delegates(edit, keep=True, but=["start_from_y", "add_initial_noise"])
 def super_resolve(
     model, # any callable `model(x, sigma, **kwargs)` for the large images
@@ -230,7 +230,7 @@ def super_resolve(
     for axis in range(2, low.ndim): y = y.repeat_interleave(int(factor), axis)
     return edit(model, y, operator, sigmas, sampler, generator, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #8ee6086f
+# %% ../nbs/09_editing.ipynb #6ff14a88
 @delegates(edit, keep=True, but=["start_from_y", "add_initial_noise"])
 def stroke_to_image(
     model, # any callable `model(x, sigma, **kwargs)`
@@ -245,7 +245,7 @@ def stroke_to_image(
     _warn_range(painting, "painting")
     return edit(model, painting, Operator(), sigmas, sampler, generator, start_from_y=True, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #44c55ba4
+# %% ../nbs/09_editing.ipynb #f65871e8
 @delegates(edit, keep=True, but=["start_from_y", "add_initial_noise"])
 def denoise(
     model, # any callable `model(x, sigma, **kwargs)`
@@ -257,7 +257,7 @@ def denoise(
     "Remove Gaussian noise in one step: appendix D of Song et al. (2023)"
     return edit(model, x, Operator(), [sigma], sampler, start_from_y=True, add_initial_noise=False, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #e14c8642
+# %% ../nbs/09_editing.ipynb #f61804f2
 @delegates(edit, keep=True, but=["start_from_y", "add_initial_noise"])
 def interpolate_latents(
     model, # any callable `model(x, sigma, **kwargs)`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pseudo_huber_loss', 'lpips_network', 'lpips_loss', 'improved_loss_weighting']
 
-# %% ../nbs/03_losses.ipynb #8156d181
+# %% ../nbs/03_losses.ipynb #51a2af2e
 import math
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .utils import as_tensor, at_least_float32, check_ascending, check_floating, check_number
 
-# %% ../nbs/03_losses.ipynb #2455d55f
+# %% ../nbs/03_losses.ipynb #c602da63
 def pseudo_huber_loss(
     input:Tensor, # predictions, shape `(batch, ...)`
     target:Tensor, # targets, same shape
@@ -30,7 +30,7 @@ def pseudo_huber_loss(
     distance = scale * s / ((s + c**2).sqrt() + c)
     return distance.reshape(-1, *(1,) * (input.ndim - 1)).to(input.dtype)
 
-# %% ../nbs/03_losses.ipynb #e1fc3de0
+# %% ../nbs/03_losses.ipynb #f5a5e8a9
 def _check_pair(input, target):
     "Raise unless `input` and `target` are floating tensors of one shape with a batch axis"
     check_floating(input, "input")
@@ -38,7 +38,7 @@ def _check_pair(input, target):
     if input.shape != target.shape or input.ndim == 0 or 0 in input.shape[1:]:
         raise ValueError(f"input and target must have the same shape (batch, ...), got {tuple(input.shape)} and {tuple(target.shape)}")
 
-# %% ../nbs/03_losses.ipynb #d1c16bd3
+# %% ../nbs/03_losses.ipynb #cff000a4
 @lru_cache(maxsize=4)
 def lpips_network(
     net:str="vgg", # `"vgg"`, as in the papers, or the lighter `"alex"` and `"squeeze"`
@@ -52,7 +52,7 @@ def lpips_network(
         raise RuntimeError(f"the weights of {net!r} for LPIPS could not be downloaded ({e}); connect once, or use "
                            "pseudo_huber_loss, which needs none") from e
 
-# %% ../nbs/03_losses.ipynb #2a78cac1
+# %% ../nbs/03_losses.ipynb #f9a3f802
 def lpips_loss(
     input:Tensor, # predicted images in [-1, 1], shape `(batch, 1 or 3, height, width)`
     target:Tensor, # target images, same shape
@@ -67,7 +67,7 @@ def lpips_loss(
     resize = lambda x: torch.nn.functional.interpolate(x.expand(-1, 3, -1, -1), (size, size), mode="bilinear")
     return network(resize(input.float()), resize(target.float())).to(input.dtype)
 
-# %% ../nbs/03_losses.ipynb #2fd1e02f
+# %% ../nbs/03_losses.ipynb #50505383
 def improved_loss_weighting(
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
 ) -> Tensor: # one weight for each step of the grid, shape `(num_timesteps - 1,)`

@@ -6,7 +6,7 @@
 __all__ = ['feature_statistics', 'frechet_distance', 'Classifier', 'train_classifier', 'recognition_rate', 'inception_features',
            'kernel_distance', 'precision_recall', 'consistency_error']
 
-# %% ../nbs/10_metrics.ipynb #3c1a5642
+# %% ../nbs/10_metrics.ipynb #c20a497f
 import warnings
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .parameterization import model_forward_wrapper
 from .training import exact_consistency_function
 from .utils import check_floating, check_integer, draw_device, randn_like, write_whole
 
-# %% ../nbs/10_metrics.ipynb #28c043f0
+# %% ../nbs/10_metrics.ipynb #96d2f0d3
 def _check_sets(real:Tensor, fake:Tensor):
     "Raise unless both are sets of at least two samples of one shape"
     for x, name in ((real, "real"), (fake, "fake")):
@@ -26,7 +26,7 @@ def _check_sets(real:Tensor, fake:Tensor):
         if x.ndim < 2 or len(x) < 2: raise ValueError(f"{name} must hold at least two samples, got shape {tuple(x.shape)}")
     if real.shape[1:] != fake.shape[1:]: raise ValueError(f"real and fake must have samples of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
 
-# %% ../nbs/10_metrics.ipynb #19ba3da8
+# %% ../nbs/10_metrics.ipynb #69d49e3d
 @torch.no_grad()
 def feature_statistics(
     x:Tensor, # samples, shape `(n, ...)`
@@ -44,7 +44,7 @@ def feature_statistics(
     if path is not None: write_whole(path, save(total))
     return total
 
-# %% ../nbs/10_metrics.ipynb #0552ef71
+# %% ../nbs/10_metrics.ipynb #0089b820
 def frechet_distance(
     real, # real samples, shape `(n, ...)`, or their `feature_statistics`
     fake:Tensor, # generated samples, shape `(m, ...)`
@@ -62,7 +62,7 @@ def frechet_distance(
     cross = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
     return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
-# %% ../nbs/10_metrics.ipynb #7df6c216
+# %% ../nbs/10_metrics.ipynb #0839f713
 def _moments(statistics:dict) -> tuple[Tensor, Tensor]:
     "Mean and covariance from what `feature_statistics` returns"
     mean = statistics["sum"] / statistics["number"]
@@ -74,7 +74,7 @@ def _warn_if_few(samples:int, num_features:int):
         warnings.warn(f"a Fréchet distance from {samples} samples with {num_features} features is too large by an unknown amount; "
                       f"compare only equal numbers, and take at least {4 * num_features}", stacklevel=3)
 
-# %% ../nbs/10_metrics.ipynb #8fcbfa3d
+# %% ../nbs/10_metrics.ipynb #bd0b71d9
 class Classifier(nn.Module):
     "A small convolutional classifier of images; `features(x)` gives 64 values for each image"
     def __init__(self,
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor: return self.head(self.body(x))
 
-# %% ../nbs/10_metrics.ipynb #e3934009
+# %% ../nbs/10_metrics.ipynb #92c5ec32
 def _fit_classifier(images:Tensor, labels:Tensor, steps:int, rate:float) -> Classifier:
     "Train a classifier with one learning rate"
     classifier = Classifier(images.shape[1:], int(labels.max()) + 1).to(images.device)
@@ -107,7 +107,7 @@ def _fit_classifier(images:Tensor, labels:Tensor, steps:int, rate:float) -> Clas
         optimizer.step()
     return classifier.eval().requires_grad_(False)
 
-# %% ../nbs/10_metrics.ipynb #3499f651
+# %% ../nbs/10_metrics.ipynb #83fa7974
 def train_classifier(
     images:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
     labels:Tensor, # their classes, shape `(n,)`
@@ -123,7 +123,7 @@ def train_classifier(
         if recognition_rate(images[:2000], labels[:2000], classifier) > min(0.9, 1.3 * chance): break
     return classifier
 
-# %% ../nbs/10_metrics.ipynb #a8c05507
+# %% ../nbs/10_metrics.ipynb #913d3968
 @torch.no_grad()
 def recognition_rate(
     images:Tensor, # samples, shape `(n, channels, height, width)`
@@ -133,7 +133,7 @@ def recognition_rate(
     "How often the classifier sees the class that was asked for"
     return torch.cat([classifier(x).argmax(1) for x in images.split(2000)]).eq(labels).double().mean().item()
 
-# %% ../nbs/10_metrics.ipynb #75dc57d4
+# %% ../nbs/10_metrics.ipynb #7617cfe8
 def inception_features(
     device:torch.device|None=None, # where it runs
 ): # callable from colour images in [-1, 1] to 2,048 features
@@ -145,7 +145,7 @@ def inception_features(
     except OSError as e: raise RuntimeError("the weights of Inception cannot be downloaded; use the features of another network") from e
     return lambda x: network((x.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1))
 
-# %% ../nbs/10_metrics.ipynb #c5785583
+# %% ../nbs/10_metrics.ipynb #6c5dd639
 @torch.no_grad()
 def kernel_distance(
     real:Tensor, # real samples, shape `(n, ...)`
@@ -159,7 +159,7 @@ def kernel_distance(
     a, b = (torch.cat([features(part).double() for part in x.split(batch_size)]) for x in (real, fake))
     return poly_mmd(a, b).item()
 
-# %% ../nbs/10_metrics.ipynb #d57d827d
+# %% ../nbs/10_metrics.ipynb #c2e5737f
 def _share_inside(
     points:Tensor, # who is asked, shape `(m, features)`
     centres:Tensor, # centres of the balls, shape `(n, features)`
@@ -183,7 +183,7 @@ def precision_recall(
     a, b = (torch.cat([features(part).double() for part in x.split(512)]) for x in (real, fake))
     return _share_inside(b, a, neighbours), _share_inside(a, b, neighbours)
 
-# %% ../nbs/10_metrics.ipynb #8519fb7f
+# %% ../nbs/10_metrics.ipynb #30138c31
 @torch.no_grad()
 def consistency_error(
     model, # any callable `model(x, sigma, **kwargs)`

@@ -6,7 +6,7 @@
 __all__ = ['NoiseEmbedding', 'scale_inputs', 'check_inputs', 'embed_labels', 'ResidualLayer', 'MLP', 'group_norm', 'zero_init',
            'ResBlock', 'SelfAttention', 'UNet']
 
-# %% ../nbs/04_networks.ipynb #5ad077ea
+# %% ../nbs/04_networks.ipynb #5d416c96
 import math
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .parameterization import input_scaling, noise_conditioning
 from .utils import check_floating, pad_dims_like
 
-# %% ../nbs/04_networks.ipynb #06ce932e
+# %% ../nbs/04_networks.ipynb #bbba49ab
 class NoiseEmbedding(nn.Module):
     "Cosines and sines of `c_noise`, then two linear layers; smooth features as in section 3.1 of Song & Dhariwal (2023)"
     def __init__(self,
@@ -33,7 +33,7 @@ class NoiseEmbedding(nn.Module):
         angle = c_noise[:, None].float() * self.omega.float()
         return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(self.mlp[0].weight.dtype))
 
-# %% ../nbs/04_networks.ipynb #bce7dad2
+# %% ../nbs/04_networks.ipynb #26750958
 def scale_inputs(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # their noise levels, shape `(batch,)`
@@ -42,7 +42,7 @@ def scale_inputs(
     "What the bundled networks do first: Table 1 of Karras et al. (2022), rows $c_{in}$ and $c_{noise}$"
     return (pad_dims_like(input_scaling(sigma, sigma_data), x) * x).to(x.dtype), noise_conditioning(sigma)
 
-# %% ../nbs/04_networks.ipynb #fbfe08cb
+# %% ../nbs/04_networks.ipynb #ca8e1d69
 def check_inputs(
     x:Tensor, # what should be noisy samples
     sigma:Tensor, # what should be their noise levels
@@ -56,7 +56,7 @@ def check_inputs(
         raise ValueError(f"x must have shape (batch, {wanted}), got {tuple(x.shape)}")
     if sigma.shape != x.shape[:1]: raise ValueError(f"sigma must have shape ({len(x)},), got {tuple(sigma.shape)}")
 
-# %% ../nbs/04_networks.ipynb #396781f3
+# %% ../nbs/04_networks.ipynb #b4001601
 def embed_labels(
     embedding:nn.Embedding|None, # table of label vectors; `None` for a network without classes
     class_labels:Tensor|None, # whole numbers, shape `(batch,)`
@@ -75,14 +75,14 @@ def embed_labels(
             raise ValueError(f"class_labels must lie from 0 to {embedding.num_embeddings - 1}, got {low} to {high}")
     return embedding(class_labels.long())
 
-# %% ../nbs/04_networks.ipynb #156caefa
+# %% ../nbs/04_networks.ipynb #425e3a03
 def _arguments(
     values:dict, # `locals()` of an `__init__`
 ) -> dict: # the arguments it was called with
     "What a network was built with, so that it can be saved and built again"
     return {k: v for k, v in values.items() if k not in ("self", "__class__")}
 
-# %% ../nbs/04_networks.ipynb #3dd9f872
+# %% ../nbs/04_networks.ipynb #4790588c
 class ResidualLayer(nn.Module):
     "A residual hidden layer, scaled and shifted by an embedding"
     def __init__(self, width:int, features:int):
@@ -94,7 +94,7 @@ class ResidualLayer(nn.Module):
         scale, shift = self.modulate(emb).chunk(2, dim=1)
         return h + self.out(F.silu(self.linear(self.norm(h) * (1 + scale) + shift)))
 
-# %% ../nbs/04_networks.ipynb #29019960
+# %% ../nbs/04_networks.ipynb #3b03d687
 class MLP(nn.Module):
     "A network for points, `model(x, sigma, class_labels=None)`; applies $c_{in}$ and $c_{noise}$ itself"
     def __init__(self,
@@ -120,7 +120,7 @@ class MLP(nn.Module):
         for layer in self.layers: h = layer(h, emb)
         return self.out(h)
 
-# %% ../nbs/04_networks.ipynb #af1fbcd3
+# %% ../nbs/04_networks.ipynb #3c1c7640
 def group_norm(
     channels:int, # number of channels
 ) -> nn.GroupNorm: # with groups of about 16 channels
@@ -134,7 +134,7 @@ def zero_init(
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
-# %% ../nbs/04_networks.ipynb #10192287
+# %% ../nbs/04_networks.ipynb #12a864fe
 class ResBlock(nn.Module):
     "Two convolutions around a scale and shift from the embedding, added to the input"
     def __init__(self, in_channels:int, out_channels:int, features:int, dropout:float=0.):
@@ -149,7 +149,7 @@ class ResBlock(nn.Module):
         h = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
-# %% ../nbs/04_networks.ipynb #0fb4cfaa
+# %% ../nbs/04_networks.ipynb #9c604dbe
 class SelfAttention(nn.Module):
     "Self-attention over all places of an image, added to the input"
     def __init__(self, channels:int, head_width:int=32):
@@ -165,7 +165,7 @@ class SelfAttention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return x + self.out(h.reshape(b, c, height, width))
 
-# %% ../nbs/04_networks.ipynb #6ae493dd
+# %% ../nbs/04_networks.ipynb #a61a3d70
 class UNet(nn.Module):
     "A U-Net for images, `model(x, sigma, class_labels=None)`; applies $c_{in}$ and $c_{noise}$ itself"
     def __init__(self,
@@ -189,7 +189,7 @@ class UNet(nn.Module):
         self._build(channels, blocks, attention, features, dropout)
         self.norm, self.out = group_norm(channels[0]), zero_init(nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1))
 
-# %% ../nbs/04_networks.ipynb #3be969f8
+# %% ../nbs/04_networks.ipynb #39a0a8e9
 @patch
 def _build(self:UNet, channels, blocks, attention, features, dropout):
     "List the blocks on the way down, in the middle, and on the way up, with matching channel counts"
@@ -210,7 +210,7 @@ def _build(self:UNet, channels, blocks, attention, features, dropout):
             c = width
         if level > 0: self.up.append(nn.Conv2d(c, c, 3, padding=1))
 
-# %% ../nbs/04_networks.ipynb #33e1156d
+# %% ../nbs/04_networks.ipynb #b8f16ed5
 @patch
 def forward(self:UNet, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) -> Tensor:
     "The raw network $F_\\theta$: shape `(batch, channels, height, width)` in and out"
@@ -227,7 +227,7 @@ def forward(self:UNet, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) ->
         else: h = layer(F.interpolate(h, scale_factor=2.))
     return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
 
-# %% ../nbs/04_networks.ipynb #c2ee1cdc
+# %% ../nbs/04_networks.ipynb #e61448e9
 @patch
 def _check(self:UNet, x:Tensor, sigma:Tensor):
     "Raise unless `x` is a batch of images this network can halve often enough"

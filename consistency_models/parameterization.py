@@ -6,13 +6,13 @@
 __all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning', 'model_forward_wrapper', 'Precondition',
            'gaussian_consistency_function', 'as_network']
 
-# %% ../nbs/02_parameterization.ipynb #d5f30b44
+# %% ../nbs/02_parameterization.ipynb #b5a2e8b5
 import torch
 from torch import Tensor, nn
 
 from .utils import as_tensor, at_least_float32, check_floating, pad_dims_like
 
-# %% ../nbs/02_parameterization.ipynb #55efd597
+# %% ../nbs/02_parameterization.ipynb #98fb0415
 def _levels(sigma, sigma_min=0.):
     "Noise levels as a tensor of at least float32, and `sigma_min` rounded the way `sigma` was"
     sigma = as_tensor(sigma, "sigma")
@@ -20,7 +20,7 @@ def _levels(sigma, sigma_min=0.):
     rounded = torch.as_tensor(sigma_min, dtype=sigma.dtype if sigma.is_floating_point() else dtype)
     return sigma.to(dtype), rounded.to(sigma.device, dtype)
 
-# %% ../nbs/02_parameterization.ipynb #e34d5110
+# %% ../nbs/02_parameterization.ipynb #90deeb62
 def skip_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
@@ -30,7 +30,7 @@ def skip_scaling(
     sigma, sigma_min = _levels(sigma, sigma_min)
     return sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
 
-# %% ../nbs/02_parameterization.ipynb #5318876d
+# %% ../nbs/02_parameterization.ipynb #b2a7aea3
 def output_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
@@ -40,7 +40,7 @@ def output_scaling(
     sigma, sigma_min = _levels(sigma, sigma_min)
     return sigma_data * (sigma - sigma_min) / (sigma_data**2 + sigma**2).sqrt()
 
-# %% ../nbs/02_parameterization.ipynb #1621feee
+# %% ../nbs/02_parameterization.ipynb #eba9431c
 def input_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
@@ -49,14 +49,14 @@ def input_scaling(
     sigma, _ = _levels(sigma)
     return 1 / (sigma**2 + sigma_data**2).sqrt()
 
-# %% ../nbs/02_parameterization.ipynb #8223376f
+# %% ../nbs/02_parameterization.ipynb #e379f743
 def noise_conditioning(
     sigma:Tensor, # noise levels, positive, any shape
 ) -> Tensor: # $c_{noise}$, shape of `sigma`
     "The noise level as the network sees it: Table 1 of Karras et al. (2022)"
     return _levels(sigma)[0].log() / 4
 
-# %% ../nbs/02_parameterization.ipynb #b7f4ce3f
+# %% ../nbs/02_parameterization.ipynb #f9d3f0c6
 def model_forward_wrapper(
     model, # the network $F_\theta$: any callable `model(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -76,7 +76,7 @@ def model_forward_wrapper(
         raise ValueError(f"the model must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}")
     return (c_skip * x + c_out * output).to(x.dtype)
 
-# %% ../nbs/02_parameterization.ipynb #19cc61d5
+# %% ../nbs/02_parameterization.ipynb #06ea4225
 def _one_level_each(sigma, x:Tensor) -> Tensor:
     "`sigma` as a tensor of shape `(batch,)` on the device of `x`"
     sigma = as_tensor(sigma, "sigma", x.device)
@@ -85,7 +85,7 @@ def _one_level_each(sigma, x:Tensor) -> Tensor:
         raise ValueError(f"sigma must have shape (batch,) for x of shape {tuple(x.shape)}, got {tuple(sigma.shape)}")
     return sigma.expand(x.shape[0])
 
-# %% ../nbs/02_parameterization.ipynb #e3c50b95
+# %% ../nbs/02_parameterization.ipynb #0b5fa282
 class Precondition(nn.Module):
     "Give a network that expects `net(c_in x, c_noise)` the call `net(x, sigma)`"
     def __init__(self,
@@ -100,7 +100,7 @@ class Precondition(nn.Module):
         scaled = pad_dims_like(input_scaling(sigma, self.sigma_data), x) * x
         return self.net(scaled.to(x.dtype), noise_conditioning(sigma).to(x.dtype), **kwargs)
 
-# %% ../nbs/02_parameterization.ipynb #bd1aa5a2
+# %% ../nbs/02_parameterization.ipynb #63d70636
 def gaussian_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
@@ -113,7 +113,7 @@ def gaussian_consistency_function(
     shrink = ((std**2 + sigma_min**2) / (std**2 + sigma**2)).sqrt()
     return (mean + (x - mean) * pad_dims_like(shrink, x)).to(x.dtype)
 
-# %% ../nbs/02_parameterization.ipynb #43bda39c
+# %% ../nbs/02_parameterization.ipynb #d4e2cd1e
 def as_network(
     consistency_function, # a function `f(x, sigma)` that returns clean samples
     sigma_data:float=0.5, # standard deviation of the clean data

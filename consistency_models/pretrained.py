@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'network_config', 'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints',
            'from_pretrained', 'DiffusersUNet', 'from_diffusers']
 
-# %% ../nbs/12_pretrained.ipynb #39d18445
+# %% ../nbs/12_pretrained.ipynb #d9e4557e
 import json
 from functools import cache
 from importlib.resources import files
@@ -19,7 +19,7 @@ from .networks import MLP, UNet
 from .parameterization import Precondition
 from .utils import write_whole
 
-# %% ../nbs/12_pretrained.ipynb #270b0652
+# %% ../nbs/12_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}
 
 def network_config(
@@ -39,7 +39,7 @@ def build_network(
     try: return network(**arguments)
     except TypeError as e: raise ValueError(f"the configuration does not fit {config['network']}: {e}") from e
 
-# %% ../nbs/12_pretrained.ipynb #04a23f26
+# %% ../nbs/12_pretrained.ipynb #0206624d
 _CARD = """---
 {{ card_data }}
 ---
@@ -64,7 +64,7 @@ sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
 Method: [Consistency Models](https://arxiv.org/abs/2303.01469), [improved training](https://arxiv.org/abs/2310.14189).
 """
 
-# %% ../nbs/12_pretrained.ipynb #8c2fce45
+# %% ../nbs/12_pretrained.ipynb #3109999e
 @cache
 def _hub_model():
     "The class behind `save_pretrained`, `from_pretrained` and `push_to_hub`"
@@ -86,7 +86,7 @@ def _hub_model():
             return cls(_read_weights(config, path))
     return HubModel
 
-# %% ../nbs/12_pretrained.ipynb #5c14154d
+# %% ../nbs/12_pretrained.ipynb #89863367
 def _write_weights(net:nn.Module, path:Path):
     "Write the weights whole or not at all"
     from safetensors.torch import save
@@ -103,7 +103,7 @@ def _read_weights(config:dict, path) -> nn.Module:
     net.notes = config.get("notes", {})
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/12_pretrained.ipynb #828a90e1
+# %% ../nbs/12_pretrained.ipynb #60746519
 def save_pretrained(
     net:nn.Module, # a `UNet` or an `MLP`, such as the `average` of a `Trainer`
     folder:str|Path, # where to; made if it does not exist
@@ -129,7 +129,7 @@ def _card_values(notes:dict) -> dict:
     tables = {"Recipe": notes.get("recipe", {}), "Measured": notes.get("quality", {})}
     return {"title": notes.get("title"), "description": notes.get("description"), "name": notes.get("name"), "tables": {k: v for k, v in tables.items() if v}}
 
-# %% ../nbs/12_pretrained.ipynb #d9978a34
+# %% ../nbs/12_pretrained.ipynb #f57b2060
 def bundled_checkpoints() -> list[str]: # such as `["digits", "mnist"]`
     "Names of the checkpoints that come with the package"
     return sorted(p.parent.name for p in _weights().glob("*/config.json"))
@@ -149,7 +149,7 @@ def from_pretrained(
         raise ValueError(f"{str(name)!r} is no bundled checkpoint ({', '.join(bundled_checkpoints())}), no folder, and no repository like 'name/model'")
     return _hub_model().from_pretrained(str(where), revision=revision).net.to(device)
 
-# %% ../nbs/12_pretrained.ipynb #b4c5d884
+# %% ../nbs/12_pretrained.ipynb #e38f2896
 class DiffusersUNet(nn.Module):
     "Give a `UNet2DModel` of diffusers the call `net(c_in x, c_noise)`"
     def __init__(self,

@@ -6,7 +6,7 @@
 __all__ = ['check_sigmas', 'identity', 'check_mask', 'keep_known', 'ConsistencySamplingAndEditing', 'slerp',
            'check_interpolation']
 
-# %% ../nbs/08_sampling.ipynb #8d350219
+# %% ../nbs/08_sampling.ipynb #e27d680c
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 from .parameterization import model_forward_wrapper
 from .utils import as_tensor, at_least_float32, bind_kwargs, check_floating, check_number, randn_like
 
-# %% ../nbs/08_sampling.ipynb #3a261123
+# %% ../nbs/08_sampling.ipynb #4712b496
 def check_sigmas(
     sigmas:Iterable, # noise levels, descending
     sigma_min:float=0.002, # none may be smaller
@@ -33,14 +33,14 @@ def check_sigmas(
         raise ValueError(f"sigmas must not fall below sigma_min = {sigma_min}, got {levels[-1]}")
     return [max(s, sigma_min) for s in levels]
 
-# %% ../nbs/08_sampling.ipynb #421ea493
+# %% ../nbs/08_sampling.ipynb #7c0d9b94
 def identity(
     x:Tensor, # anything
 ) -> Tensor: # the same
     "The map that changes nothing"
     return x
 
-# %% ../nbs/08_sampling.ipynb #914e5ed5
+# %% ../nbs/08_sampling.ipynb #7d5d85ce
 def check_mask(
     mask, # 1 where to generate, 0 where a value is known; a tensor, a number or a list
     ay:Tensor, # the values it is for
@@ -54,7 +54,7 @@ def check_mask(
     if not ((mask >= 0) & (mask <= 1)).all(): raise ValueError("mask must lie between 0 (known) and 1 (generate)")
     return mask
 
-# %% ../nbs/08_sampling.ipynb #154eb6ed
+# %% ../nbs/08_sampling.ipynb #3dfafaf7
 def keep_known(
     y:Tensor, # reference samples, known where the mask is 0
     mask:Tensor|None, # 1 where to generate, 0 where the data is known, for the values of $A y$
@@ -74,7 +74,7 @@ def keep_known(
         return x.to(y.dtype)
     return recombine
 
-# %% ../nbs/08_sampling.ipynb #cf273ae6
+# %% ../nbs/08_sampling.ipynb #79d5ba04
 @dataclass(eq=False)
 class ConsistencySamplingAndEditing:
     "Multistep sampling and zero-shot editing: Algorithms 1 and 4 of Song et al. (2023)"
@@ -85,7 +85,7 @@ class ConsistencySamplingAndEditing:
         check_number(self.sigma_min, "sigma_min", 1e-15, 1e15)
         check_number(self.sigma_data, "sigma_data", 1e-15, 1e15)
 
-# %% ../nbs/08_sampling.ipynb #aa4a0a7a
+# %% ../nbs/08_sampling.ipynb #6b838c79
 @patch
 def trajectory(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -112,7 +112,7 @@ def trajectory(self:ConsistencySamplingAndEditing,
     steps = self._walk(model, start, levels, recombine, add_initial_noise, clip_denoised, generator, enable_grad)
     return _with_progress(steps, len(levels), verbose)
 
-# %% ../nbs/08_sampling.ipynb #ff95606a
+# %% ../nbs/08_sampling.ipynb #ecb972cf
 @patch
 def _walk(self:ConsistencySamplingAndEditing, model, x, levels, recombine, add_initial_noise, clip_denoised, generator, enable_grad):
     "The loop of `trajectory`, from the start `x`"
@@ -125,7 +125,7 @@ def _walk(self:ConsistencySamplingAndEditing, model, x, levels, recombine, add_i
             x = recombine(denoised.clamp(-1, 1) if clip_denoised else denoised)
         yield sigma, noisy, x
 
-# %% ../nbs/08_sampling.ipynb #af51205b
+# %% ../nbs/08_sampling.ipynb #84d66746
 def _check_reference(y):
     "Raise unless `y` is a floating tensor with a batch axis"
     check_floating(y, "y")
@@ -137,7 +137,7 @@ def _with_progress(steps:Iterator, total:int, verbose:bool) -> Iterator:
     from tqdm.auto import tqdm
     return tqdm(steps, total=total, desc="sampling")
 
-# %% ../nbs/08_sampling.ipynb #ee9c3891
+# %% ../nbs/08_sampling.ipynb #6606343b
 @patch
 def __call__(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -161,7 +161,7 @@ def __call__(self:ConsistencySamplingAndEditing,
         clip_denoised, verbose, generator, enable_grad, model_kwargs, **kwargs): pass
     return x
 
-# %% ../nbs/08_sampling.ipynb #7bbe37f3
+# %% ../nbs/08_sampling.ipynb #59d4144a
 def slerp(
     a:Tensor, # first samples, shape `(batch, ...)`
     b:Tensor, # second samples, same shape
@@ -177,7 +177,7 @@ def slerp(
     wa, wb = (torch.where(curved, (w * omega).sin() / s, w) for w in (r, 1 - r))
     return (wa * u + wb * v).reshape(a.shape).to(a.dtype)
 
-# %% ../nbs/08_sampling.ipynb #683e3e7f
+# %% ../nbs/08_sampling.ipynb #41100494
 @patch
 def interpolate(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -198,7 +198,7 @@ def interpolate(self:ConsistencySamplingAndEditing,
     return self(model, slerp(*noisy, ab_ratio), levels, start_from_y=True, add_initial_noise=False, clip_denoised=clip_denoised,
                 verbose=verbose, generator=generator, model_kwargs=model_kwargs, **kwargs)
 
-# %% ../nbs/08_sampling.ipynb #58b78ae9
+# %% ../nbs/08_sampling.ipynb #5d984925
 def check_interpolation(
     a, # samples at one end
     b, # samples at the other end

@@ -6,7 +6,7 @@
 __all__ = ['karras_schedule', 'timesteps_schedule', 'improved_timesteps_schedule', 'ema_decay_rate_schedule',
            'lognormal_probabilities', 'lognormal_timestep_distribution']
 
-# %% ../nbs/01_schedules.ipynb #f227377f
+# %% ../nbs/01_schedules.ipynb #2f50b0aa
 import math
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .utils import check_ascending, check_integer, check_number, draw_device
 
-# %% ../nbs/01_schedules.ipynb #6db8bd69
+# %% ../nbs/01_schedules.ipynb #8d56113c
 def karras_schedule(
     num_timesteps:int, # $N$, at least 2
     sigma_min:float=0.002, # smallest noise level, the first entry
@@ -33,7 +33,7 @@ def karras_schedule(
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
     return sigmas.to(dtype or torch.float32).to(device)
 
-# %% ../nbs/01_schedules.ipynb #998b447d
+# %% ../nbs/01_schedules.ipynb #64dbe22a
 def _check_steps(current, total, initial, final, fewest:int):
     "Raise unless `0 <= current <= total` and `fewest <= initial <= final`, all whole numbers"
     total = check_integer(total, "total_training_steps", 1)
@@ -46,7 +46,7 @@ def _check_steps(current, total, initial, final, fewest:int):
         raise ValueError(f"final_timesteps must be at least initial_timesteps, got {final} below {initial}")
     return current, total, initial, final
 
-# %% ../nbs/01_schedules.ipynb #f3fb48ca
+# %% ../nbs/01_schedules.ipynb #fd9cee91
 def timesteps_schedule(
     current_training_step:int, # $k$, from 0 to $K$
     total_training_steps:int, # $K$
@@ -57,7 +57,7 @@ def timesteps_schedule(
     k, K, s0, s1 = _check_steps(current_training_step, total_training_steps, initial_timesteps, final_timesteps, 2)
     return min(math.ceil(math.sqrt(k / K * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), s1) + 1
 
-# %% ../nbs/01_schedules.ipynb #db913a59
+# %% ../nbs/01_schedules.ipynb #955e9502
 def improved_timesteps_schedule(
     current_training_step:int, # $k$, from 0 to $K$
     total_training_steps:int, # $K$
@@ -69,7 +69,7 @@ def improved_timesteps_schedule(
     stage = max(1, math.floor(K / (math.log2(s1 // s0) + 1)))
     return min(s0 * 2 ** (k // stage), s1) + 1
 
-# %% ../nbs/01_schedules.ipynb #a0c79ca5
+# %% ../nbs/01_schedules.ipynb #5dd007f9
 def ema_decay_rate_schedule(
     num_timesteps:int, # $N(k)$
     initial_ema_decay_rate:float=0.95, # $\mu_0$, the decay at $N = s_0$
@@ -80,7 +80,7 @@ def ema_decay_rate_schedule(
     mu = check_number(initial_ema_decay_rate, "initial_ema_decay_rate", 0, 1, above=True)
     return math.exp(check_integer(initial_timesteps, "initial_timesteps", 1) * math.log(mu) / num_timesteps)
 
-# %% ../nbs/01_schedules.ipynb #6714cdb3
+# %% ../nbs/01_schedules.ipynb #3e1e264a
 def lognormal_probabilities(
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
     mean:float=-1.1, # mean of $\ln\sigma$
@@ -97,7 +97,7 @@ def lognormal_probabilities(
     centre = torch.log1p(-torch.exp(log_near) - torch.exp(log_far))          # the bell's centre lies between them
     return torch.where(z[1:].sign() * z[:-1].sign() > 0, tail, centre).softmax(0)
 
-# %% ../nbs/01_schedules.ipynb #c5efb2d1
+# %% ../nbs/01_schedules.ipynb #97bc8f90
 def lognormal_timestep_distribution(
     num_samples:int, # how many to draw
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`

@@ -6,7 +6,7 @@
 __all__ = ['shard_seed', 'data_order', 'learning_rate', 'RunOptions', 'Trainer', 'TrainingState', 'finish_first',
            'write_checkpoint', 'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch']
 
-# %% ../nbs/11_trainer.ipynb #fa2b7e07
+# %% ../nbs/11_trainer.ipynb #402466c3
 import copy
 import hashlib
 import inspect
@@ -32,7 +32,7 @@ from .schedules import ema_decay_rate_schedule
 from .training import ImprovedConsistencyTraining
 from .utils import check_integer, check_number, update_ema_model_, write_whole
 
-# %% ../nbs/11_trainer.ipynb #1a35a83b
+# %% ../nbs/11_trainer.ipynb #51c94bc7
 def shard_seed(
     seed:int, # of the run
     step:int, # optimiser step, from 0
@@ -41,7 +41,7 @@ def shard_seed(
     "A seed computed from the run, the step and the place in the batch, so that it need not be stored"
     return int.from_bytes(hashlib.blake2b(f"{seed} {step} {shard}".encode(), digest_size=7).digest(), "big")
 
-# %% ../nbs/11_trainer.ipynb #603cca73
+# %% ../nbs/11_trainer.ipynb #0413e3af
 @lru_cache(maxsize=2)
 def _epoch_order(n:int, epoch:int, seed:int) -> Tensor:
     "The order of `n` samples in one epoch"
@@ -58,7 +58,7 @@ def data_order(
     epochs = range(start // n, (start + length - 1) // n + 1)
     return torch.cat([_epoch_order(n, e, seed)[places[places // n == e] % n] for e in epochs])
 
-# %% ../nbs/11_trainer.ipynb #96ebf3d2
+# %% ../nbs/11_trainer.ipynb #884ca6ee
 def learning_rate(
     step:int, # $k$, from 0
     steps:int, # $K$
@@ -69,7 +69,7 @@ def learning_rate(
     "Linear warm-up, then half a cosine down to zero"
     return peak * min(1, (step + 1) / max(1, warmup)) * ((1 + math.cos(math.pi * step / steps)) / 2 if decay else 1)
 
-# %% ../nbs/11_trainer.ipynb #1c543483
+# %% ../nbs/11_trainer.ipynb #242e65a2
 @dataclass(kw_only=True, eq=False)
 class RunOptions:
     "How a run is carried out; none of this is part of the method"
@@ -84,7 +84,7 @@ class RunOptions:
     tracker: str|None = None # such as `"tensorboard"`, written to `out`
     accelerator: object = None # an `accelerate.Accelerator` of your own
 
-# %% ../nbs/11_trainer.ipynb #5f01b33c
+# %% ../nbs/11_trainer.ipynb #895a4a4c
 @dataclass(eq=False)
 class Trainer(RunOptions):
     "Trains a network on any number of devices; can be watched, stopped, killed and resumed"
@@ -108,7 +108,7 @@ class Trainer(RunOptions):
         self._check()
         self._prepare()
 
-# %% ../nbs/11_trainer.ipynb #e1a137d8
+# %% ../nbs/11_trainer.ipynb #cf648318
 @patch
 def _check(self:Trainer):
     "Raise now what would otherwise fail in the middle of a run"
@@ -125,7 +125,7 @@ def _check(self:Trainer):
     if len(self.data) == 0: raise ValueError("data must hold at least one sample, got none")
     if self.tracker and not self.out: raise ValueError("a tracker needs a folder: give out=")
 
-# %% ../nbs/11_trainer.ipynb #4713ee57
+# %% ../nbs/11_trainer.ipynb #f4a439f3
 def _new_accelerator(precision:str, tracker:str|None, folder):
     "An `Accelerator`, also where an earlier one in this program had another precision, which the library would refuse"
     from accelerate import Accelerator
@@ -133,7 +133,7 @@ def _new_accelerator(precision:str, tracker:str|None, folder):
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
 
-# %% ../nbs/11_trainer.ipynb #24dc7a8b
+# %% ../nbs/11_trainer.ipynb #1f9f6088
 @patch
 def _prepare(self:Trainer):
     "Make the averages, the optimiser and the wrapped network"
@@ -149,7 +149,7 @@ def _prepare(self:Trainer):
     self.levels = LossByLevel() if self.tracker else None
     if self.tracker: self.accelerator.init_trackers("logs")
 
-# %% ../nbs/11_trainer.ipynb #ae4dc36e
+# %% ../nbs/11_trainer.ipynb #6e430b26
 @patch
 def _own_shards(self:Trainer) -> range:
     "The shards of each step that this process computes"
@@ -164,7 +164,7 @@ def _batches(self:Trainer) -> Iterator:
     if isinstance(self.data, TensorDataset): return (self.data[i] for i in indices)
     return iter(DataLoader(self.data, batch_sampler=(i.tolist() for i in indices), num_workers=self.workers))
 
-# %% ../nbs/11_trainer.ipynb #b43b028e
+# %% ../nbs/11_trainer.ipynb #0051e8fd
 @patch
 def _to_device(self:Trainer, batch) -> tuple[Tensor, dict]:
     "The samples of a batch and the keyword arguments for the network, on the device"
@@ -174,7 +174,7 @@ def _to_device(self:Trainer, batch) -> tuple[Tensor, dict]:
     if self.channels_last and x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
     return x, {"class_labels": labels[0].to(self.device, non_blocking=True)} if self.labels else {}
 
-# %% ../nbs/11_trainer.ipynb #b0ffa472
+# %% ../nbs/11_trainer.ipynb #882f4c30
 @patch
 def _shard(self:Trainer, batches:Iterator, shard:int):
     "The objective's output and the weighted loss of each sample, for one shard of the current step"
@@ -188,7 +188,7 @@ def _shard(self:Trainer, batches:Iterator, shard:int):
     if output.loss_weights is not None: losses = losses * output.loss_weights
     return output, losses.flatten(1).mean(1)
 
-# %% ../nbs/11_trainer.ipynb #e701d85c
+# %% ../nbs/11_trainer.ipynb #99c2b814
 @patch
 def _backward(self:Trainer, batches:Iterator) -> list:
     "Add up the gradients of this process's shards; returns each shard's output and losses"
@@ -212,7 +212,7 @@ def _update(self:Trainer, num_timesteps:int):
     if self.teacher is not None:
         update_ema_model_(self.teacher, self.net, ema_decay_rate_schedule(num_timesteps, 0.95, self.objective.initial_timesteps))
 
-# %% ../nbs/11_trainer.ipynb #3206c790
+# %% ../nbs/11_trainer.ipynb #4ae9ac4a
 @dataclass
 class TrainingState:
     "What one optimiser step looked like, on this process"
@@ -226,7 +226,7 @@ class TrainingState:
     samples: int # samples in this step, over all processes
     trainer: Trainer # for its `average` and its settings
 
-# %% ../nbs/11_trainer.ipynb #bc18be2c
+# %% ../nbs/11_trainer.ipynb #9ba8597e
 @patch
 def _step(self:Trainer, batches:Iterator) -> TrainingState:
     "One whole optimiser step"
@@ -238,7 +238,7 @@ def _step(self:Trainer, batches:Iterator) -> TrainingState:
     return TrainingState(self.step, self.steps, losses.mean(), losses, sigmas, num_timesteps, self.optim.param_groups[0]["lr"],
                          self.batch_size * self.shards, self)
 
-# %% ../nbs/11_trainer.ipynb #74d57690
+# %% ../nbs/11_trainer.ipynb #b028ba62
 @contextmanager
 def finish_first():
     "Hold Ctrl-C back until the block is done"
@@ -251,7 +251,7 @@ def finish_first():
     finally: signal.signal(signal.SIGINT, before or signal.default_int_handler)
     if pressed: raise KeyboardInterrupt
 
-# %% ../nbs/11_trainer.ipynb #f04d8581
+# %% ../nbs/11_trainer.ipynb #3d0e849e
 @patch
 def train(self:Trainer) -> Iterator[TrainingState]:
     "Run the steps that are left, yielding after each; a checkpoint is written every so often, and at the end however it comes"
@@ -270,7 +270,7 @@ def train(self:Trainer) -> Iterator[TrainingState]:
         if self.out and self.step > saved: self.save()
         if self.tracker: self.accelerator.end_training()
 
-# %% ../nbs/11_trainer.ipynb #ddce9ba6
+# %% ../nbs/11_trainer.ipynb #3bfc4200
 @patch
 def _tensors(self:Trainer) -> dict[str, Tensor]:
     "All tensors of a checkpoint by name"
@@ -288,7 +288,7 @@ def _facts(self:Trainer) -> dict:
             "warmup": self.warmup, "decay": self.decay, "clip_norm": self.clip_norm, "ema_decay": self.ema_decay,
             "precision": self.precision, "labels": self.labels}
 
-# %% ../nbs/11_trainer.ipynb #c8c78044
+# %% ../nbs/11_trainer.ipynb #39e0627a
 def _checksum(tensors:dict[str, Tensor]) -> str:
     "A checksum of names and values"
     total = 0
@@ -305,7 +305,7 @@ def write_checkpoint(
     from safetensors.torch import save
     write_whole(path, save(tensors, {"facts": json.dumps(facts), "checksum": _checksum(tensors)}))
 
-# %% ../nbs/11_trainer.ipynb #6079f8a3
+# %% ../nbs/11_trainer.ipynb #1ac114e6
 def read_checkpoint(
     path:str|Path, # a file written by `write_checkpoint`
 ) -> tuple[dict[str, Tensor], dict]: # its tensors and its facts
@@ -321,7 +321,7 @@ def read_checkpoint(
     if checksum != _checksum(tensors): raise ValueError(f"{path} is damaged (its checksum differs); delete it to go on from an earlier one")
     return tensors, facts
 
-# %% ../nbs/11_trainer.ipynb #a385c8f9
+# %% ../nbs/11_trainer.ipynb #cca640a7
 @patch
 def checkpoints(self:Trainer) -> list[Path]:
     "The checkpoints in `out`, oldest first"
@@ -337,7 +337,7 @@ def save(self:Trainer):
     write_checkpoint(Path(self.out) / "checkpoints" / f"{self.step:09}.safetensors", self._tensors(), facts)
     for old in self.checkpoints()[:-self.keep]: old.unlink(missing_ok=True)
 
-# %% ../nbs/11_trainer.ipynb #11610a06
+# %% ../nbs/11_trainer.ipynb #f0af800e
 @patch
 def _load_optimizer(self:Trainer, tensors:dict[str, Tensor]):
     "Put the optimiser's statistics back"
@@ -349,7 +349,7 @@ def _load_optimizer(self:Trainer, tensors:dict[str, Tensor]):
         state.setdefault(int(i), {})[key] = torch.empty_like(p, dtype=value.dtype).copy_(value) if value.shape == p.shape and p.ndim else value
     self.optim.load_state_dict({"state": state, "param_groups": self.optim.state_dict()["param_groups"]})
 
-# %% ../nbs/11_trainer.ipynb #32888b9b
+# %% ../nbs/11_trainer.ipynb #cd2db83c
 @patch
 def resume(self:Trainer) -> bool: # was there a checkpoint?
     "Go on from the newest checkpoint in `out`, if there is one"
@@ -367,7 +367,7 @@ def resume(self:Trainer) -> bool: # was there a checkpoint?
     self.step = facts["step"]
     return True
 
-# %% ../nbs/11_trainer.ipynb #2858d88a
+# %% ../nbs/11_trainer.ipynb #3afd5b7a
 class LossByLevel:
     "Running means of the loss in bands of the noise level"
     def __init__(self,
@@ -387,7 +387,7 @@ class LossByLevel:
         self.total = (self.memory * self.total).index_add(0, band, state.losses.float())
         self.weight = (self.memory * self.weight).index_add(0, band, torch.ones_like(state.losses, dtype=torch.float32))
 
-# %% ../nbs/11_trainer.ipynb #7c4a6b73
+# %% ../nbs/11_trainer.ipynb #e4ff3155
 @patch(as_prop=True)
 def means(self:LossByLevel) -> Tensor:
     "Mean loss of each band, `nan` where nothing was seen; shape `(bands,)`"
@@ -400,7 +400,7 @@ def __str__(self:LossByLevel) -> str:
     height = lambda m: "·" if m.isnan() else "▁▂▃▄▅▆▇█"[int(7 * ((m.clamp(min=1e-12).log() - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))]
     return "".join(height(m) for m in self.means)
 
-# %% ../nbs/11_trainer.ipynb #2d3d408d
+# %% ../nbs/11_trainer.ipynb #e5408745
 def progress(
     states:Iterator[TrainingState], # what `Trainer.train` yields
     every:int=20, # steps between updates of the numbers
@@ -420,7 +420,7 @@ def progress(
     finally:
         if bar is not None: bar.close()
 
-# %% ../nbs/11_trainer.ipynb #c5c35810
+# %% ../nbs/11_trainer.ipynb #6333b28c
 def training_figure(
     losses:LossByLevel, # running means
     images:Tensor, # samples in [-1, 1], shape `(n, channels, height, width)`
@@ -438,7 +438,7 @@ def training_figure(
     right.grid(False)
     return fig
 
-# %% ../nbs/11_trainer.ipynb #e97af6fa
+# %% ../nbs/11_trainer.ipynb #6a85b13d
 def watch(
     states:Iterator[TrainingState], # what `Trainer.train` yields
     sample:Callable, # from a network to images in [-1, 1]
@@ -457,7 +457,7 @@ def watch(
             plt.close(fig)
         yield state
 
-# %% ../nbs/11_trainer.ipynb #ca793299
+# %% ../nbs/11_trainer.ipynb #3b4f9418
 @patch
 def _log(self:Trainer, state:TrainingState, every:int=20):
     "Hand the tracker the loss, also by noise level, and the schedules"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ideal_denoiser', 'exact_consistency_function', 'add_noise', 'consistency_pair', 'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like', 'ImprovedConsistencyTraining']
 
-# %% ../nbs/06_consistency_training.ipynb #99aec31c
+# %% ../nbs/06_consistency_training.ipynb #cfc36c4c
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from .schedules import karras_schedule, timesteps_schedule
 from .utils import (
     at_least_float32, bind_kwargs, check_floating, check_number, draw_device, pad_dims_like, randn_like, random_state, replay)
 
-# %% ../nbs/06_consistency_training.ipynb #5fdf4a2f
+# %% ../nbs/06_consistency_training.ipynb #3094b3db
 def ideal_denoiser(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
@@ -29,7 +29,7 @@ def ideal_denoiser(
     w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2)).softmax(1)
     return (w @ candidates).reshape(x.shape).to(x.dtype)
 
-# %% ../nbs/06_consistency_training.ipynb #1596f153
+# %% ../nbs/06_consistency_training.ipynb #a241b962
 def exact_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
@@ -50,7 +50,7 @@ def exact_consistency_function(
         points.append(points[-1] + pad_dims_like(then - now, x) * (d + slope(guess, then)) / 2)
     return (torch.stack(points) if path else points[-1]).to(x.dtype)
 
-# %% ../nbs/06_consistency_training.ipynb #8c0ba3f9
+# %% ../nbs/06_consistency_training.ipynb #f68c4ca8
 def add_noise(
     x:Tensor, # clean samples, shape `(batch, ...)`
     noise:Tensor, # standard normal noise, shape of `x`
@@ -59,7 +59,7 @@ def add_noise(
     "Noisy samples $x + \\sigma z$"
     return (x + pad_dims_like(sigma, x) * noise).to(x.dtype)
 
-# %% ../nbs/06_consistency_training.ipynb #95720712
+# %% ../nbs/06_consistency_training.ipynb #70c3b8d9
 def consistency_pair(
     student_model, # callable `model(x, sigma)`, receives gradients
     teacher_model, # callable `model(x, sigma)`, receives none
@@ -77,7 +77,7 @@ def consistency_pair(
         target = model_forward_wrapper(teacher_model, add_noise(x, noise, current_sigmas), current_sigmas, sigma_data, sigma_min)
     return predicted, target
 
-# %% ../nbs/06_consistency_training.ipynb #95312d9a
+# %% ../nbs/06_consistency_training.ipynb #743128b0
 @dataclass
 class ConsistencyTrainingOutput:
     "What one step of consistency training gives: two answers to compare, and where they were asked"
@@ -89,7 +89,7 @@ class ConsistencyTrainingOutput:
     current_sigmas: Tensor|None = None # each sample's $\sigma_n$, shape `(batch,)`
     next_sigmas: Tensor|None = None # each sample's $\sigma_{n+1}$, shape `(batch,)`
 
-# %% ../nbs/06_consistency_training.ipynb #8005ba23
+# %% ../nbs/06_consistency_training.ipynb #614174bf
 def check_settings(
     training, # an object with the fields of `ConsistencyTraining`
     schedule, # the schedule of its number of levels
@@ -106,7 +106,7 @@ def check_batch(
     check_floating(x, "x")
     if x.ndim == 0 or len(x) == 0: raise ValueError(f"x must have shape (batch, ...) with at least one sample, got {tuple(x.shape)}")
 
-# %% ../nbs/06_consistency_training.ipynb #59c3837e
+# %% ../nbs/06_consistency_training.ipynb #fe72a006
 @dataclass(eq=False)
 class ConsistencyTraining:
     "Consistency training: Algorithm 3 of Song et al. (2023)"
@@ -119,7 +119,7 @@ class ConsistencyTraining:
 
     def __post_init__(self): check_settings(self, timesteps_schedule)
 
-# %% ../nbs/06_consistency_training.ipynb #659cd986
+# %% ../nbs/06_consistency_training.ipynb #b2891f42
 def sigmas_like(
     training, # gives `sigma_min`, `sigma_max` and `rho`
     num_timesteps:int, # $N(k)$
@@ -128,7 +128,7 @@ def sigmas_like(
     "The Karras schedule on the device of `x`, in at least float32"
     return karras_schedule(num_timesteps, training.sigma_min, training.sigma_max, training.rho, x.device, at_least_float32(x.dtype))
 
-# %% ../nbs/06_consistency_training.ipynb #074b262d
+# %% ../nbs/06_consistency_training.ipynb #180a5fd1
 @patch
 def __call__(self:ConsistencyTraining,
     student_model, # the network being trained: any callable `model(x, sigma, **kwargs)`

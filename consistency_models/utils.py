@@ -8,7 +8,7 @@ __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_float
            'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images', 'image_grid',
            'to_png']
 
-# %% ../nbs/00_utils.ipynb #e101e8fd
+# %% ../nbs/00_utils.ipynb #d2f989e5
 import os
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/00_utils.ipynb #cb323a5b
+# %% ../nbs/00_utils.ipynb #8b5a685f
 def pad_dims_like(
     x:Tensor, # one value for each sample, shape `(batch,)`, or any shape with fewer axes than `other`
     other:Tensor, # the data to line up with, shape `(batch, ...)`
@@ -30,14 +30,14 @@ def pad_dims_like(
         raise ValueError(f"x has {x.ndim} axes and other only {other.ndim}; x must not have more axes than other")
     return x.reshape(*x.shape, *(1,) * (other.ndim - x.ndim))
 
-# %% ../nbs/00_utils.ipynb #fa97d144
+# %% ../nbs/00_utils.ipynb #207417f9
 def at_least_float32(
     dtype:torch.dtype, # any floating or integer type
 ) -> torch.dtype: # `float64` for `float64`, else `float32`
     "The type in which coefficients for data of type `dtype` are computed"
     return torch.promote_types(dtype, torch.float32)
 
-# %% ../nbs/00_utils.ipynb #6943893b
+# %% ../nbs/00_utils.ipynb #b405a8fc
 def check_floating(
     x, # what should be a floating tensor
     name:str, # the argument's name, for the message
@@ -47,7 +47,7 @@ def check_floating(
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}; convert it with .float()")
 
-# %% ../nbs/00_utils.ipynb #74bc2da6
+# %% ../nbs/00_utils.ipynb #bdcf9f0a
 def check_number(
     value, # what should be a number
     name:str, # the argument's name, for the message
@@ -67,7 +67,7 @@ def check_number(
     bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < float("inf") else "")
     raise ValueError(f"{name} must be finite, {bounds}, got {value}")
 
-# %% ../nbs/00_utils.ipynb #db5be247
+# %% ../nbs/00_utils.ipynb #8a3033b4
 def check_integer(
     value, # what should be a whole number
     name:str, # the argument's name, for the message
@@ -83,7 +83,7 @@ def check_integer(
     if whole > high: raise ValueError(f"{name} must be at most {high}, got a larger number")
     return whole
 
-# %% ../nbs/00_utils.ipynb #695c4f48
+# %% ../nbs/00_utils.ipynb #ec67676c
 def as_tensor(
     value, # a tensor, a number, or a list of numbers
     name:str, # the argument's name, for the message
@@ -96,7 +96,7 @@ def as_tensor(
     if tensor.is_complex(): raise TypeError(f"{name} must be real, got {tensor.dtype}")
     return tensor
 
-# %% ../nbs/00_utils.ipynb #b154acb6
+# %% ../nbs/00_utils.ipynb #ecde098e
 def check_ascending(
     sigmas:Tensor, # noise levels
 ) -> Tensor: # the same in the best precision of their device
@@ -109,7 +109,7 @@ def check_ascending(
         raise ValueError("sigmas must be positive and ascending, as karras_schedule gives them")
     return sigmas
 
-# %% ../nbs/00_utils.ipynb #a1e27829
+# %% ../nbs/00_utils.ipynb #c57cbd43
 def bind_kwargs(
     model, # any callable `model(x, sigma, ...)`
     model_kwargs:dict|None, # keyword arguments for the model, of any name
@@ -120,7 +120,7 @@ def bind_kwargs(
     if not isinstance(model_kwargs, dict | None): raise TypeError(f"model_kwargs must be a dictionary, got {type(model_kwargs).__name__}")
     return partial(model, **(model_kwargs or {}), **kwargs)
 
-# %% ../nbs/00_utils.ipynb #02f81bdc
+# %% ../nbs/00_utils.ipynb #cf9c2c01
 def random_state(
     device:torch.device, # where the network runs
 ) -> dict: # states of the global generators a network on `device` may draw from
@@ -130,7 +130,7 @@ def random_state(
     if device.type == "mps": state["mps"] = torch.mps.get_rng_state()
     return state
 
-# %% ../nbs/00_utils.ipynb #c55493c2
+# %% ../nbs/00_utils.ipynb #c4a737eb
 def set_random_state(
     state:dict, # what `random_state` returned
     device:torch.device, # the same device
@@ -140,7 +140,7 @@ def set_random_state(
     if device.type == "cuda": torch.cuda.set_rng_state(state["cuda"], device)
     if device.type == "mps": torch.mps.set_rng_state(state["mps"])
 
-# %% ../nbs/00_utils.ipynb #edd10732
+# %% ../nbs/00_utils.ipynb #0c4ed9fd
 @contextmanager
 def replay(
     state:dict, # what `random_state` returned
@@ -152,7 +152,7 @@ def replay(
     try: yield
     finally: set_random_state(now, device)
 
-# %% ../nbs/00_utils.ipynb #259b64a8
+# %% ../nbs/00_utils.ipynb #097f19a0
 def draw_device(
     generator:torch.Generator|None, # source of randomness
     device:torch.device, # where the data lives
@@ -162,7 +162,7 @@ def draw_device(
         raise TypeError(f"generator must be a torch.Generator, such as torch.Generator().manual_seed(0), got {type(generator).__name__}")
     return device if generator is None else generator.device
 
-# %% ../nbs/00_utils.ipynb #f73f7e95
+# %% ../nbs/00_utils.ipynb #ddbb8151
 def randn_like(
     x:Tensor, # gives shape, type and device
     generator:torch.Generator|None=None, # source of randomness; PyTorch's global one if `None`
@@ -171,13 +171,13 @@ def randn_like(
     where = draw_device(generator, x.device)
     return torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
 
-# %% ../nbs/00_utils.ipynb #8c62f528
+# %% ../nbs/00_utils.ipynb #f7ac96a6
 def default_device() -> torch.device: # CUDA, else Apple's MPS, else the CPU
     "The fastest device of this machine"
     if torch.cuda.is_available(): return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
-# %% ../nbs/00_utils.ipynb #3d4b0e8d
+# %% ../nbs/00_utils.ipynb #7bca34ce
 def write_whole(
     path, # where to; its folder is made if it does not exist
     content:bytes, # what to write
@@ -199,14 +199,14 @@ def _sync_folder(path):
     try: os.fsync(folder)
     finally: os.close(folder)
 
-# %% ../nbs/00_utils.ipynb #2ef6611c
+# %% ../nbs/00_utils.ipynb #fb8d5095
 def _floating_and_other(model:nn.Module):
     "The model's parameters and buffers as two dictionaries: floating ones, and the rest"
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     floating = {k: v.detach() for k, v in tensors.items() if v.is_floating_point()}
     return floating, {k: v for k, v in tensors.items() if k not in floating}
 
-# %% ../nbs/00_utils.ipynb #db2b5ec5
+# %% ../nbs/00_utils.ipynb #ead6a11c
 def _check_same_layout(ema_model:nn.Module, online_model:nn.Module):
     "Raise a `ValueError` that names the first tensor in which the two models differ"
     shapes = [{k: tuple(v.shape) for part in _floating_and_other(m) for k, v in part.items()}
@@ -217,7 +217,7 @@ def _check_same_layout(ema_model:nn.Module, online_model:nn.Module):
                      f"ema_model and {shapes[1].get(name, 'none (it is missing)')} in online_model; make the average "
                      "with copy.deepcopy, and pass the bare network where one of them is wrapped (.module, ._orig_mod)")
 
-# %% ../nbs/00_utils.ipynb #209a37c3
+# %% ../nbs/00_utils.ipynb #deea50bd
 @torch.no_grad()
 def update_ema_model_(
     ema_model:nn.Module, # the average, changed in place
@@ -236,7 +236,7 @@ def update_ema_model_(
 
 update_ema_model = update_ema_model_
 
-# %% ../nbs/00_utils.ipynb #e2343557
+# %% ../nbs/00_utils.ipynb #462aef40
 def use_style():
     "One look for every figure: the colour-blind safe palette of Okabe & Ito, light axes, legible in print"
     import matplotlib.pyplot as plt
@@ -247,7 +247,7 @@ def use_style():
         "figure.figsize": (7, 3), "figure.dpi": 110, "figure.constrained_layout.use": True,
         "legend.frameon": False, "image.cmap": "gray"})
 
-# %% ../nbs/00_utils.ipynb #22e9574b
+# %% ../nbs/00_utils.ipynb #b06e2c71
 def show_images(
     x:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
     titles:list|None=None, # one title for each image
@@ -270,7 +270,7 @@ def show_images(
     for ax, name in zip(axes[:, 0], rows or []): ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
     return fig
 
-# %% ../nbs/00_utils.ipynb #05d48629
+# %% ../nbs/00_utils.ipynb #ff84e1b4
 def image_grid(
     x:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
     columns:int=8, # images in a row

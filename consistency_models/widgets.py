@@ -9,7 +9,7 @@ __all__ = ['PAINT_JS', 'PAINT_CSS', 'TASKS', 'LatestWins', 'Live', 'sample_steps
            'schedule_explorer', 'parameterization_explorer', 'timesteps_explorer', 'huber_explorer', 'drawn_points',
            'path_picture', 'trajectory_explorer', 'training_picture', 'Dashboard', 'training_dashboard', 'app']
 
-# %% ../nbs/13_widgets.ipynb #0ce5c8e2
+# %% ../nbs/13_widgets.ipynb #ab15aadc
 import html
 import io
 import math
@@ -31,7 +31,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-# %% ../nbs/13_widgets.ipynb #62182558
+# %% ../nbs/13_widgets.ipynb #5fa33096
 from .data import colour_shapes, load_digits, read_image, spiral, two_moons
 from .editing import LUMINANCE, colorize, denoise, editing_sigmas, inpaint, interpolate_latents, preset_mask, stroke_to_image, super_resolve
 from .losses import pseudo_huber_loss
@@ -43,7 +43,7 @@ from .trainer import LossByLevel, Trainer
 from .training import exact_consistency_function
 from .utils import default_device, image_grid, to_png, use_style
 
-# %% ../nbs/13_widgets.ipynb #63f6fb6d
+# %% ../nbs/13_widgets.ipynb #4e3a9ec1
 class LatestWins:
     "Runs `work` in a thread, always for the newest request; `show` gets each result, `fail` each error"
     def __init__(self, work:Callable, show:Callable, fail:Callable):
@@ -60,7 +60,7 @@ class LatestWins:
         "Wait until nothing is left to do"
         with self.changed: return self.changed.wait_for(lambda: not self.busy, timeout)
 
-# %% ../nbs/13_widgets.ipynb #1137c5ae
+# %% ../nbs/13_widgets.ipynb #b472e0d7
 @patch
 def _next_request(self:LatestWins):
     "Take the waiting request, or declare the worker idle"
@@ -78,7 +78,7 @@ def _run(self:LatestWins):
         try: self.show(self.work(request[0]))
         except Exception as e: self.fail(e)   # shown in the widget; a thread has nobody to raise to
 
-# %% ../nbs/13_widgets.ipynb #341aa9f5
+# %% ../nbs/13_widgets.ipynb #68ac444b
 class Live(ipywidgets.VBox):
     "Controls above a picture; whenever one changes, `draw(**values)` makes a new PNG"
     def __init__(self,
@@ -96,7 +96,7 @@ class Live(ipywidgets.VBox):
         for control in controls.values(): control.observe(self.refresh, "value")
         self.refresh()
 
-# %% ../nbs/13_widgets.ipynb #80499641
+# %% ../nbs/13_widgets.ipynb #c53b2275
 @patch
 def values(self:Live) -> dict:
     "What the controls say now"
@@ -117,12 +117,12 @@ def _fail(self:Live, error:Exception):
     "Write what went wrong below the picture"
     self.message.value = f'<pre style="color:#b00020; white-space:pre-wrap">{html.escape(str(error) or type(error).__name__)}</pre>'
 
-# %% ../nbs/13_widgets.ipynb #7063c8e6
+# %% ../nbs/13_widgets.ipynb #7c4f66fd
 if "google.colab" in sys.modules:
     from google.colab import output
     output.enable_custom_widget_manager()
 
-# %% ../nbs/13_widgets.ipynb #655a87bc
+# %% ../nbs/13_widgets.ipynb #cd90eb94
 @patch
 def close(self:Live):
     "Close all parts and release what the drawing function holds"
@@ -132,7 +132,7 @@ def close(self:Live):
     self.draw = None
     ipywidgets.VBox.close(self)
 
-# %% ../nbs/13_widgets.ipynb #80cebac8
+# %% ../nbs/13_widgets.ipynb #8cf63972
 @torch.no_grad()
 def sample_steps(
     net, # a trained network with `notes`, as `from_pretrained` gives it
@@ -153,7 +153,7 @@ def _class_labels(net, label:int, n:int) -> dict:
     if classes is None: return {}
     return {"class_labels": (torch.arange(n) % classes if label < 0 else torch.full((n,), label)).to(next(net.parameters()).device)}
 
-# %% ../nbs/13_widgets.ipynb #b78f6a27
+# %% ../nbs/13_widgets.ipynb #f4cb8b75
 def stack_grids(
     grids:list, # images of bytes, shape `(3, height, width)` each
     gap:int=14, # white rows between them
@@ -168,7 +168,7 @@ def sampling_picture(net, columns:int, rows:int, sigmas, seed:int=0, label:int=-
     steps = sample_steps(net, columns * rows, sigmas, seed, label, clip)
     return to_png(stack_grids([image_grid(steps[-1], columns)] + [image_grid(x[:columns], columns) for x in steps] * (len(steps) > 1)))
 
-# %% ../nbs/13_widgets.ipynb #870494bc
+# %% ../nbs/13_widgets.ipynb #ddc790b9
 def ordered_levels(
     *sigmas, # noise levels after the first, in any order
     first:float=80., # the first
@@ -176,7 +176,7 @@ def ordered_levels(
     "Noise levels as the sampler wants them"
     return sorted({round(float(s), 4) for s in (first, *sigmas)}, reverse=True)
 
-# %% ../nbs/13_widgets.ipynb #8726c75f
+# %% ../nbs/13_widgets.ipynb #2e258bb7
 def load_model(
     model, # a name or folder for `from_pretrained`, or such a network
     device:torch.device|None=None, # where it works; the fastest if `None`
@@ -196,7 +196,7 @@ def _label_menu(net):
     classes = net.config["num_classes"] or 0
     return ipywidgets.Dropdown(options=[("each in turn", -1)] + [(str(i), i) for i in range(classes)], description="class")
 
-# %% ../nbs/13_widgets.ipynb #7a9d3e98
+# %% ../nbs/13_widgets.ipynb #82296375
 def sampling_explorer(
     model="digits", # a name or folder for `from_pretrained`, or such a network
     device:torch.device|None=None, # where it works; the fastest if `None`
@@ -213,7 +213,7 @@ def sampling_explorer(
         return sampling_picture(net, 8, rows, ordered_levels(*list(sigmas.values())[:steps - 1]), seed, label, clip)
     return Live(draw, controls)
 
-# %% ../nbs/13_widgets.ipynb #110d45bb
+# %% ../nbs/13_widgets.ipynb #0e8a31e7
 def film(
     live:Live, # any of the explorers
     settings:list, # a dictionary of values for each frame
@@ -225,7 +225,7 @@ def film(
     first.save(file, "PNG", save_all=True, append_images=others, duration=duration, loop=0)
     return file.getvalue()
 
-# %% ../nbs/13_widgets.ipynb #ed3f69bf
+# %% ../nbs/13_widgets.ipynb #6978fe36
 PAINT_JS = """
 function render({ model, el }) {
   const make = (tag, props = {}) => Object.assign(document.createElement(tag), props);
@@ -248,7 +248,7 @@ function render({ model, el }) {
   }
 """
 
-# %% ../nbs/13_widgets.ipynb #0e2ac9a1
+# %% ../nbs/13_widgets.ipynb #9704c57c
 PAINT_JS += """
   function dab(x, y) {
     const r = model.get("brush") / 2, [w, h] = size();
@@ -263,7 +263,7 @@ PAINT_JS += """
   }
 """
 
-# %% ../nbs/13_widgets.ipynb #2729f966
+# %% ../nbs/13_widgets.ipynb #221ef12c
 PAINT_JS += """
   const remember = () => { past.push(pen.getImageData(0, 0, ...size())); if (past.length > 50) past.shift(); };
   function send() { sent = layer.toDataURL("image/png"); model.set("strokes", sent); model.save_changes(); show(); }
@@ -283,7 +283,7 @@ PAINT_JS += """
   function undo() { if (past.length) { pen.putImageData(past.pop(), 0, 0); send(); } }
 """
 
-# %% ../nbs/13_widgets.ipynb #5190706b
+# %% ../nbs/13_widgets.ipynb #b89c507f
 PAINT_JS += """
   board.onpointerdown = e => { if (e.button > 0) return; board.setPointerCapture(e.pointerId); remember(); last = cursor = place(e); line(last, last); show(); };
   board.onpointermove = e => { cursor = place(e); if (last) { line(last, cursor); last = cursor; } show(); };
@@ -291,7 +291,7 @@ PAINT_JS += """
   board.onpointerleave = () => { if (!last) { cursor = null; show(); } };
 """
 
-# %% ../nbs/13_widgets.ipynb #e3d3990c
+# %% ../nbs/13_widgets.ipynb #3e8300f7
 PAINT_JS += """
   board.onkeydown = e => {
     const [w, h] = size(), step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key];
@@ -304,7 +304,7 @@ PAINT_JS += """
   };
 """
 
-# %% ../nbs/13_widgets.ipynb #e068cd7b
+# %% ../nbs/13_widgets.ipynb #9359fd96
 PAINT_JS += """
   const bar = make("div", { className: "cm-bar" });
   const button = (text, action) => { const b = make("button", { textContent: text, type: "button", onclick: action }); bar.append(b); return b; };
@@ -321,7 +321,7 @@ PAINT_JS += """
   }
 """
 
-# %% ../nbs/13_widgets.ipynb #1243c300
+# %% ../nbs/13_widgets.ipynb #fc8d4e6c
 PAINT_JS += """
   function resize() { [layer.width, layer.height] = size(); past = []; show(); }
   function load() {
@@ -339,7 +339,7 @@ PAINT_JS += """
 export default { render };
 """
 
-# %% ../nbs/13_widgets.ipynb #4797c443
+# %% ../nbs/13_widgets.ipynb #341d9107
 PAINT_CSS = """
 .cm-board { width: min(100%, 336px); box-sizing: border-box; touch-action: none; cursor: crosshair; border: 1px solid #bbb; display: block; }
 .cm-board:focus { outline: 3px solid #56B4E9; }
@@ -349,7 +349,7 @@ PAINT_CSS = """
 .cm-bar input[type=range] { width: 68px; }
 """
 
-# %% ../nbs/13_widgets.ipynb #64919759
+# %% ../nbs/13_widgets.ipynb #a799cb61
 class PaintSurface(anywidget.AnyWidget):
     "A canvas with a picture and a layer of strokes on it; paint with mouse, touch, pen or keys"
     _esm, _css = PAINT_JS, PAINT_CSS
@@ -361,7 +361,7 @@ class PaintSurface(anywidget.AnyWidget):
     opacity = traitlets.Float(0.75).tag(sync=True) # of the strokes over the picture
     invertible = traitlets.Bool(True).tag(sync=True) # a mask can be inverted; a painting has a colour instead
 
-# %% ../nbs/13_widgets.ipynb #e255c2cc
+# %% ../nbs/13_widgets.ipynb #b007e088
 def data_url(
     x:Tensor, # bytes, shape `(channels, height, width)` with 1, 3 or 4 channels
 ) -> str:
@@ -377,7 +377,7 @@ def from_data_url(
     if not url.startswith("data:image/png;base64,") or len(url) > 5_000_000: raise ValueError("expected a small PNG as a data URL")
     with PILImage.open(io.BytesIO(b64decode(url.split(",", 1)[1])), formats=["PNG"]) as image: return pil_to_tensor(image.convert("RGBA"))
 
-# %% ../nbs/13_widgets.ipynb #c7044c07
+# %% ../nbs/13_widgets.ipynb #d937044f
 @patch
 def layers(self:PaintSurface) -> tuple[Tensor, Tensor]:
     "Where strokes are, 1 or 0, shape `(1, height, width)`, and their colours in [-1, 1], shape `(3, height, width)`"
@@ -397,7 +397,7 @@ def set_mask(self:PaintSurface, mask:Tensor):
     ink = torch.tensor([int(self.colour[i:i + 2], 16) for i in (1, 3, 5)], dtype=torch.uint8).view(3, 1, 1)
     self.strokes = data_url(torch.cat([ink.expand(3, *mask.shape[1:]), (mask * 255).byte()]))
 
-# %% ../nbs/13_widgets.ipynb #3b7a8b58
+# %% ../nbs/13_widgets.ipynb #2779115e
 TASKS = ("inpaint", "stroke to image", "enlarge", "denoise", "colourise", "interpolate")
 
 def edit_picture(
@@ -416,7 +416,7 @@ def edit_picture(
     given, run = _TASK[task](x, mask, colours)
     return given, run(net, given.expand(n, *given.shape[1:]), list(sigmas), generator, kwargs)
 
-# %% ../nbs/13_widgets.ipynb #2690fd64
+# %% ../nbs/13_widgets.ipynb #f669c320
 def _inpaint(x, mask, colours):
     return torch.where(mask == 1, 0., x), lambda net, y, s, g, kw: inpaint(net, y, mask, s, generator=g, **kw)
 
@@ -433,7 +433,7 @@ def _colourise(x, mask, colours):
     gray = (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
     return gray.expand(-1, 3, -1, -1), lambda net, y, s, g, kw: colorize(net, y[:, :1], s, generator=g, **kw)
 
-# %% ../nbs/13_widgets.ipynb #6d0b453f
+# %% ../nbs/13_widgets.ipynb #bff444ce
 def _denoise(x, mask, colours):
     def run(net, y, s, g, kw): return denoise(net, y + s[0] * torch.randn(y.shape, generator=g).to(y), s[0], **kw)
     return x, run
@@ -446,7 +446,7 @@ def _interpolate(x, mask, colours):
 
 _TASK = dict(zip(TASKS, (_inpaint, _strokes, _enlarge, _denoise, _colourise, _interpolate)))
 
-# %% ../nbs/13_widgets.ipynb #ce40202f
+# %% ../nbs/13_widgets.ipynb #cf667f00
 def example_images(
     net, # a trained network with `notes`
     n:int=12, # how many
@@ -468,7 +468,7 @@ def read_upload(
     if upload["size"] > 10_000_000: raise ValueError(f"the file has {upload['size'] / 1e6:.0f} MB; pictures of up to 10 MB are read")
     return read_image(bytes(upload["content"]), *shape)[None]
 
-# %% ../nbs/13_widgets.ipynb #1bd51e91
+# %% ../nbs/13_widgets.ipynb #89c1972c
 class EditingExplorer(Live):
     "Paint, choose a task, see the results"
     def __init__(self, net, task:str):
@@ -489,7 +489,7 @@ class EditingExplorer(Live):
         self.surface.observe(self.refresh, "strokes")
         self.show_image(0)
 
-# %% ../nbs/13_widgets.ipynb #a22cf325
+# %% ../nbs/13_widgets.ipynb #e5fbe9d3
 @patch
 def picture_of(self:EditingExplorer, task, label, first, rounds, seed, n) -> bytes:
     "What is given and the results, as a PNG"
@@ -504,7 +504,7 @@ def current(self:EditingExplorer) -> Tensor:
     x = self.images[self.number:self.number + 1] if self.uploaded is None else self.uploaded
     return x.to(next(self.net.parameters()).device)
 
-# %% ../nbs/13_widgets.ipynb #f7959f0b
+# %% ../nbs/13_widgets.ipynb #abdc06da
 @patch
 def show_image(self:EditingExplorer, number:int):
     "Take another of the pictures, and forget the strokes"
@@ -523,7 +523,7 @@ def take_upload(self:EditingExplorer, change):
     self.surface.strokes = ""
     self.refresh()
 
-# %% ../nbs/13_widgets.ipynb #262e22a6
+# %% ../nbs/13_widgets.ipynb #2a390e4e
 @patch
 def _buttons(self:EditingExplorer):
     "Next picture, upload, and masks by name"
@@ -536,7 +536,7 @@ def _buttons(self:EditingExplorer):
     self.preset.observe(lambda c: c["new"] and self.surface.set_mask(preset_mask(c["new"], *self.shape[1:])), "value")
     return ipywidgets.Box([following, self.upload, self.preset], layout=ipywidgets.Layout(flex_flow="row wrap"))
 
-# %% ../nbs/13_widgets.ipynb #05a7245c
+# %% ../nbs/13_widgets.ipynb #d019404f
 def editing_explorer(
     model="digits", # a name or folder for `from_pretrained`, or such a network
     task:str="inpaint", # to begin with: `inpaint`, `stroke to image`, `enlarge`, `denoise`, `colourise` or `interpolate`
@@ -546,7 +546,7 @@ def editing_explorer(
     if task not in TASKS: raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     return EditingExplorer(load_model(model, device), task)
 
-# %% ../nbs/13_widgets.ipynb #5c1cb131
+# %% ../nbs/13_widgets.ipynb #5d71e2e2
 def figure_png(
     plot:Callable, # fills a figure, `plot(fig)`
     width:float=7.5, # inches
@@ -569,7 +569,7 @@ def _slider(name:str, value, low, high, step=None):
     kind = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
     return kind(value, min=low, max=high, step=step or (1 if isinstance(value, int) else 0.05), description=name)
 
-# %% ../nbs/13_widgets.ipynb #fa8e0e0e
+# %% ../nbs/13_widgets.ipynb #a879318e
 def schedule_explorer() -> Live: # show it by writing it as the last line of a cell
     "The Karras schedule: number of levels, rho, and the two ends"
     use_style()
@@ -583,7 +583,7 @@ def schedule_explorer() -> Live: # show it by writing it as the last line of a c
     return Live(draw, {"n": _slider("levels", 18, 2, 80), "rho": _slider("ρ", 7., 1., 12.), "sigma_min": _level_slider("σ min", 0.002, 0.0005, 0.1),
                        "sigma_max": _level_slider("σ max", 80., 1., 200.)})
 
-# %% ../nbs/13_widgets.ipynb #f103a6c9
+# %% ../nbs/13_widgets.ipynb #4fecfd89
 def parameterization_explorer() -> Live: # show it by writing it as the last line of a cell
     "The four coefficients against the noise level, with sigma_data on a slider"
     use_style()
@@ -599,7 +599,7 @@ def parameterization_explorer() -> Live: # show it by writing it as the last lin
         return figure_png(plot)
     return Live(draw, {"sigma_data": _slider("σ data", 0.5, 0.05, 2.)})
 
-# %% ../nbs/13_widgets.ipynb #656e6b4e
+# %% ../nbs/13_widgets.ipynb #b481729e
 def timesteps_explorer() -> Live: # show it by writing it as the last line of a cell
     "N(k) over training, and how often each noise level is trained at step k"
     use_style()
@@ -615,7 +615,7 @@ def timesteps_explorer() -> Live: # show it by writing it as the last line of a 
     return Live(draw, {"progress": _slider("step, %", 50, 0, 100), "final": _slider("final N", 160, 10, 1280, 10), "mean": _slider("mean", -1.1, -4., 3.),
                        "std": _slider("std", 2., 0.1, 4.)})
 
-# %% ../nbs/13_widgets.ipynb #5ff53054
+# %% ../nbs/13_widgets.ipynb #63ea61ce
 def huber_explorer() -> Live: # show it by writing it as the last line of a cell
     "The pseudo-Huber loss and its gradient for one value, with c on a slider"
     use_style()
@@ -632,7 +632,7 @@ def huber_explorer() -> Live: # show it by writing it as the last line of a cell
         return figure_png(plot)
     return Live(draw, {"c": ipywidgets.FloatLogSlider(0.03, min=-3, max=0.5, step=0.05, description="c")})
 
-# %% ../nbs/13_widgets.ipynb #7b69734b
+# %% ../nbs/13_widgets.ipynb #b6d7a8bd
 def drawn_points(
     mask:Tensor, # 1 where something is drawn, shape `(1, height, width)`
     most:int=250, # points to keep
@@ -643,7 +643,7 @@ def drawn_points(
     points = torch.stack([columns / (mask.shape[2] - 1), 1 - rows / (mask.shape[1] - 1)], 1) * 2 - 1
     return points[torch.linspace(0, len(points) - 1, min(most, len(points))).long()]
 
-# %% ../nbs/13_widgets.ipynb #150eb55b
+# %% ../nbs/13_widgets.ipynb #9075cd33
 def path_picture(
     data:Tensor, # the points, shape `(m, 2)`
     sigma:float, # where to stop the clock
@@ -667,7 +667,7 @@ def path_picture(
         right.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
     return figure_png(plot, 7.5, 3.7)
 
-# %% ../nbs/13_widgets.ipynb #c60b5b7f
+# %% ../nbs/13_widgets.ipynb #c06b522d
 def trajectory_explorer() -> Live: # show it by writing it as the last line of a cell
     "Exact paths from noise to a set of points: moons, a spiral, or what you draw"
     use_style()
@@ -685,7 +685,7 @@ def trajectory_explorer() -> Live: # show it by writing it as the last line of a
     live.surface = surface
     return live
 
-# %% ../nbs/13_widgets.ipynb #817ca0d8
+# %% ../nbs/13_widgets.ipynb #f99f9587
 def training_picture(
     losses:LossByLevel, # running means
     history:list, # pairs of step and N(k)
@@ -701,7 +701,7 @@ def training_picture(
         right.set_title("samples")
     return figure_png(plot, 9)
 
-# %% ../nbs/13_widgets.ipynb #16736c3d
+# %% ../nbs/13_widgets.ipynb #7095e707
 class Dashboard(ipywidgets.VBox):
     "A training run with its progress, pictures and a button to stop it"
     def __init__(self, trainer:Trainer, sample:Callable, every:int=100):
@@ -716,7 +716,7 @@ class Dashboard(ipywidgets.VBox):
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-# %% ../nbs/13_widgets.ipynb #4b3e8766
+# %% ../nbs/13_widgets.ipynb #a024c93e
 @patch
 def _run(self:Dashboard):
     "Train in the thread until the end or the button; errors are written where the numbers stand"
@@ -732,7 +732,7 @@ def _run(self:Dashboard):
         states.close()
         self.button.disabled = True
 
-# %% ../nbs/13_widgets.ipynb #9617207a
+# %% ../nbs/13_widgets.ipynb #c04e48b9
 @patch
 def _update(self:Dashboard, state, start:float, first:int):
     "Show how far the run is"
@@ -742,7 +742,7 @@ def _update(self:Dashboard, state, start:float, first:int):
                           f"{speed * state.samples:.0f} images/s · {(state.steps - state.step) / speed:.0f} s left")
     self.picture.value = training_picture(self.losses, self.history, self.sample(state.trainer.average))
 
-# %% ../nbs/13_widgets.ipynb #7905f5f4
+# %% ../nbs/13_widgets.ipynb #fad1d2e5
 def training_dashboard(
     trainer:Trainer, # ready to train, or resumed
     sample:Callable, # from a network to images in [-1, 1], shape `(n, channels, height, width)`
@@ -751,7 +751,7 @@ def training_dashboard(
     "Train in the background, with loss by noise level, N(k), samples, and a stop button"
     return Dashboard(trainer, sample, every)
 
-# %% ../nbs/13_widgets.ipynb #09481b33
+# %% ../nbs/13_widgets.ipynb #4a88bac6
 def app(
     device:torch.device|None=None, # where the models work; the fastest if `None`
 ) -> ipywidgets.VBox: # a row of buttons above a stack of explorers
