@@ -25,7 +25,7 @@ FLOORS = {
     "consistency_models": 6,
 }
 LESSONS = [name for name, floor in FLOORS.items() if floor < 5]  # what the flat namespace gathers
-NO_LESSONS = {"index", "benchmarks", "13_widgets", "14_cli", "15_api", "app"}  # pages that are mostly program, and a list of names
+NO_LESSONS = {"index", "benchmarks", "contributing", "13_widgets", "14_cli", "15_api", "app"}  # pages that are mostly program, and a list of names
 HEAVY = {"matplotlib", "torchvision", "ipywidgets", "sklearn", "lpips", "torchmetrics", "pandas", "IPython"}
 TEXT = {".ipynb", ".md", ".py", ".yml", ".yaml", ".ini", ".cff", ".toml"}
 REPOSITORY = re.compile(r"github\.com[/:]([\w.-]+)/([\w.-]+)")
@@ -54,6 +54,7 @@ NOTEBOOKS = [p for p in FILES if p.suffix == ".ipynb"]
 TEXT_FILES = [p for p in FILES if p.suffix in TEXT or p.name == "Makefile"]
 each_module = pytest.mark.parametrize("module", FLOORS)
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
+each_program = pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem != "contributing"], ids=relative)
 
 
 def settings():
@@ -185,7 +186,7 @@ def test_colab_links_lead_to_notebooks_on_the_branch():
     assert [m for m in ours if m[3] != cfg["branch"] or ROOT / m[4] not in NOTEBOOKS] == []
 
 
-@each_notebook
+@each_program
 def test_colab_badge_opens_the_notebook_it_stands_in(path):
     text = "\n".join(source(c) for c in cells(path, "markdown"))
     badges = re.findall(r"\[!\[[^]]*\]\(\S*colab-badge\.svg\)\]\((\S+)\)", text)
@@ -210,8 +211,9 @@ def test_nbdev_and_its_companions_are_pinned_for_development_alone():
     assert [r for r in requirements if re.match("nbdev|execnb|ghapi|fastcore.", r)] == []
 
 
-def test_readme_comes_from_the_home_page():
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == readme.render()
+@pytest.mark.parametrize("path", readme.files(), ids=relative)
+def test_markdown_comes_from_the_notebooks(path):
+    assert path.read_text(encoding="utf-8") == readme.files()[path], "run 'make export' and commit the result"
 
 
 # Notebooks
@@ -246,14 +248,14 @@ def should_have_output(cell):
     return any(shows_something(s) for s in ast.parse(text).body)
 
 
-@each_notebook
+@each_program
 def test_outputs_are_stored(path):
     """At least one, and one for each cell that evidently prints or draws"""
     missing = [source(c) for c in cells(path, "code") if should_have_output(c) and not c["outputs"]]
     assert (outputs(path) or path.stem == "app") and missing == []  # a widget has no stored output
 
 
-@each_notebook
+@each_program
 def test_code_cells_are_short(path):
     shown = [c for c in cells(path, "code") if "code-fold: true" not in source(c) or path.stem != "15_api"]  # the list of names is folded
     lengths = [len(lines(c)) for c in shown if lines(c)]
@@ -276,7 +278,7 @@ def test_no_code_asks_for_cuda_outright(path):
 # Exercises
 
 EXERCISE = re.compile(r"\*\*Exercise (\d+)")
-PLAIN = {"index", "benchmarks", "15_api", "app"}  # pages without exercises
+PLAIN = {"index", "benchmarks", "contributing", "15_api", "app"}  # pages without exercises
 
 
 def exercises(path):
