@@ -116,7 +116,15 @@ def torchvision_dataset(
     if not isinstance(getattr(datasets, name, None), type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
     return getattr(datasets, name)(root, train=train, download=download, transform=_to_tensor(size))
 
-# %% ../nbs/05_data.ipynb #9631709f
+# %% ../nbs/05_data.ipynb #b2928b47
+_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+
+def _open(source):
+    "Open a file or a stream if it holds a picture in one of these formats"
+    from PIL import Image
+    return Image.open(source, formats=sorted(set(_KINDS.values())))
+
+# %% ../nbs/05_data.ipynb #bb572347
 class ImageFolder(torch.utils.data.Dataset):
     "All images in a folder and its subfolders, as tensors in [-1, 1] of shape `(channels, size, size)`"
     def __init__(self,
@@ -124,18 +132,16 @@ class ImageFolder(torch.utils.data.Dataset):
         size:int=32, # width and height in pixels
         channels:int=3, # 3 for colour, 1 for grey
     ):
-        kinds = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-        self.files = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in kinds)
-        if not self.files: raise ValueError(f"no images ({', '.join(sorted(kinds))}) found in {path}")
+        self.files = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in _KINDS)
+        if not self.files: raise ValueError(f"no images ({', '.join(sorted(_KINDS))}) found in {path}")
         self.transform = _to_tensor(check_integer(size, "size", 1), channels)
 
     def __len__(self) -> int: return len(self.files)
 
     def __getitem__(self, i:int) -> Tensor:
-        from PIL import Image
-        with Image.open(self.files[i]) as image: return self.transform(image.convert("RGB"))
+        with _open(self.files[i]) as image: return self.transform(image.convert("RGB"))
 
-# %% ../nbs/05_data.ipynb #451621cc
+# %% ../nbs/05_data.ipynb #4c61b3ea
 def read_image(
     source:str|Path|bytes, # a file, or its content
     channels:int, # 3 for colour, 1 for grey
@@ -147,7 +153,7 @@ def read_image(
     from torchvision.transforms.v2.functional import pil_to_tensor
     if not isinstance(source, bytes) and not Path(source).is_file(): raise ValueError(f"there is no picture {source}")
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             small = image.convert("L" if channels == 1 else "RGB").resize((width, height))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
     return pil_to_tensor(small).float() / 127.5 - 1

@@ -149,7 +149,7 @@ def from_pretrained(
         raise ValueError(f"{str(name)!r} is no bundled checkpoint ({', '.join(bundled_checkpoints())}), no folder, and no repository like 'name/model'")
     return _hub_model().from_pretrained(str(where), revision=revision).net.to(device)
 
-# %% ../nbs/12_pretrained.ipynb #e38f2896
+# %% ../nbs/12_pretrained.ipynb #234d9785
 class DiffusersUNet(nn.Module):
     "Give a `UNet2DModel` of diffusers the call `net(c_in x, c_noise)`"
     def __init__(self,
@@ -171,4 +171,4 @@ def from_diffusers(
     "Load the network of a consistency model published for diffusers"
     try: from diffusers import UNet2DModel
     except ImportError as e: raise ImportError("networks of diffusers need that library: pip install diffusers") from e
-    return Precondition(DiffusersUNet(UNet2DModel.from_pretrained(name, subfolder=subfolder, **kwargs)), sigma_data).eval()
+    return Precondition(DiffusersUNet(UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **kwargs)), sigma_data).eval()

@@ -446,7 +446,7 @@ def _interpolate(x, mask, colours):
 
 _TASK = dict(zip(TASKS, (_inpaint, _strokes, _enlarge, _denoise, _colourise, _interpolate)))
 
-# %% ../nbs/13_widgets.ipynb #cf667f00
+# %% ../nbs/13_widgets.ipynb #6b621ab3
 def example_images(
     net, # a trained network with `notes`
     n:int=12, # how many
@@ -465,7 +465,7 @@ def read_upload(
     shape, # channels, height, width
 ) -> Tensor: # in [-1, 1], shape `(1, *shape)`
     "An uploaded picture; refuses more than 10 MB and what is no picture"
-    if upload["size"] > 10_000_000: raise ValueError(f"the file has {upload['size'] / 1e6:.0f} MB; pictures of up to 10 MB are read")
+    if len(upload["content"]) > 10_000_000: raise ValueError(f"the file has {len(upload['content']) / 1e6:.0f} MB; pictures of up to 10 MB are read")
     return read_image(bytes(upload["content"]), *shape)[None]
 
 # %% ../nbs/13_widgets.ipynb #89c1972c
