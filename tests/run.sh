@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg
 step() { printf '\n== %s\n' "$*"; }
 before=$(mktemp) after=$(mktemp)
 trap 'rm -f "$before" "$after"' EXIT
-fingerprint() { find consistency_models nbs README.md -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' -print0 | sort -z | xargs -0 sha256sum; }
+fingerprint() { find consistency_models nbs README.md -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' -print0 | sort -z | xargs -0 cksum; }
 
 step "export and clean leave no difference"
 fingerprint > "$before"

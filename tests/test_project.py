@@ -211,6 +211,28 @@ def test_nbdev_and_its_companions_are_pinned_for_development_alone():
     assert [r for r in requirements if re.match("nbdev|execnb|ghapi|fastcore.", r)] == []
 
 
+SCHEMAS = {
+    "github-workflows": ".github/workflows/*.yml", "github-issue-forms": ".github/ISSUE_TEMPLATE/[!c]*.yml",
+    "github-issue-config": ".github/ISSUE_TEMPLATE/config.yml", "citation-file-format": "CITATION.cff"}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_files_for_github_follow_their_schemas(schema):
+    paths = sorted(ROOT.glob(SCHEMAS[schema]))
+    result = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *paths], capture_output=True, text=True)
+    assert paths and result.returncode == 0, result.stdout + result.stderr
+
+
+def test_actions_are_pinned_by_version():
+    uses = [line.split("uses:")[1].strip() for path in ROOT.glob(".github/workflows/*.yml") for line in path.read_text().splitlines() if "uses:" in line]
+    assert len(uses) > 10 and [u for u in uses if not re.search(r"@(v\d|release/v\d)", u)] == []
+
+
+def test_citation_and_changelog_know_the_version():
+    version = settings()["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text() and f"## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
 @pytest.mark.parametrize("path", readme.files(), ids=relative)
 def test_markdown_comes_from_the_notebooks(path):
     assert path.read_text(encoding="utf-8") == readme.files()[path], "run 'make export' and commit the result"
