@@ -242,7 +242,7 @@ def yardstick(
     halves = [torch.randperm(len(images), generator=torch.Generator().manual_seed(s)).chunk(2) for s in range(splits)]
     return [frechet_distance(images[a], images[b], features) for a, b in halves]
 
-# %% ../nbs/14_cli.ipynb #05445fb9
+# %% ../nbs/14_cli.ipynb #31d629f2
 def measure(
     net, # the trained network
     images:Tensor, # real images to compare with
@@ -250,10 +250,11 @@ def measure(
     training:Tensor, # the images it was trained on
     judge:Classifier, # a classifier trained on these
     seeds:int=3, # sampling seeds
+    second:float=0.8, # noise level of the second of two steps
 ) -> dict: # lists of one number for each seed (each split, for the yardstick)
     "How good are the samples?"
     draws = lambda sigmas: [sample_classes(net, labels, images.shape[1:], sigmas, s) for s in range(seeds)]
-    one, two, typical = draws((80.,)), draws((80., 0.8)), nearest_distance(images, training).median()
+    one, two, typical = draws((80.,)), draws((80., second)), nearest_distance(images, training).median()
     return {
         "distance of two real halves": yardstick(images, judge.features),
         "distance, one step": [frechet_distance(images, x, judge.features) for x in one],
@@ -271,12 +272,13 @@ def print_table(
         mean = sum(values) / len(values)
         print(f"{name:56} {mean:6.1f}{unit}  (from {min(values):.1f} to {max(values):.1f} over {len(values)})")
 
-# %% ../nbs/14_cli.ipynb #e3993d80
+# %% ../nbs/14_cli.ipynb #8ad32354
 def evaluate(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub, of a model with classes
     data:str=None, # digits, or a data set of torchvision such as MNIST; what it was trained on if not given
     root:str="data", # where torchvision's files are, or go
     seeds:int=3, # sampling seeds
+    second:float=0.8, # noise level of the second of two steps
 ):
     "Measure the samples of a checkpoint against real images"
     net = _load(model)
@@ -285,7 +287,7 @@ def evaluate(
     (training, classes), (images, labels) = ([t.to(device) for t in open_data(name, root=root, train=part).tensors] for part in (True, False))
     judge = train_classifier(training, classes, 800 if len(training) < 10_000 else 3000)
     print(f"the judge is right on {recognition_rate(images, labels, judge):.1%} of {len(images)} real images" + " (its own training images)" * (name == "digits"))
-    print_table(measure(net, images, labels, training, judge, seeds))
+    print_table(measure(net, images, labels, training, judge, seeds, second))
 
 # %% ../nbs/14_cli.ipynb #398e79a6
 def save(
@@ -370,7 +372,7 @@ def demo(
     print_table(measure(net, images, labels, images, train_classifier(images, labels)))
     print(f"pictures are in {folder}/")
 
-# %% ../nbs/14_cli.ipynb #ad17612c
+# %% ../nbs/14_cli.ipynb #a46cbf00
 COMMANDS = {f.__name__: f for f in (train, sample, edit, evaluate, demo)}
 _USAGE = "consistency-models COMMAND [options]\n\n" + "\n".join(f"  {n:10} {f.__doc__}" for n, f in COMMANDS.items()) + "\n\nconsistency-models COMMAND --help lists the options."
 
@@ -379,7 +381,9 @@ def parser_for(
 ): # an `argparse.ArgumentParser`
     "The parser of one command, with dashes in its options"
     parser = anno_parser(COMMANDS[name], f"consistency-models {name}")
-    for action in parser._actions: action.option_strings = [o.replace("_", "-") for o in action.option_strings]
+    for action in parser._actions:   # fastcore 2 writes dashes, fastcore 1 underscores
+        action.option_strings = [o.replace("_", "-") for o in action.option_strings]
+        parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
     return parser
 
 def main(
@@ -394,11 +398,10 @@ def main(
     else: return _run(name, rest)
     return 0
 
-# %% ../nbs/14_cli.ipynb #e3ef3bb5
+# %% ../nbs/14_cli.ipynb #297c42d1
 def _run(name:str, rest:list) -> int:
     "Run one command and return its exit code"
-    options = [a if not a.startswith("--") else a.split("=")[0].replace("-", "_").replace("__", "--", 1) + a[len(a.split("=")[0]):] for a in rest]
-    arguments = vars(parser_for(name).parse_args(options))
+    arguments = vars(parser_for(name).parse_args(rest))
     try: COMMANDS[name](**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
     except KeyboardInterrupt:
         print(f"\nconsistency-models {name}: stopped" + ("; go on with --resume" if name == "train" else ""), file=sys.stderr)

@@ -48,13 +48,13 @@ def nearest_distance(x: Tensor, data: Tensor) -> Tensor:
 def yardstick(images: Tensor, features, splits: int=...) -> list[float]:
     ...
 
-def measure(net, images: Tensor, labels: Tensor, training: Tensor, judge: Classifier, seeds: int=...) -> dict:
+def measure(net, images: Tensor, labels: Tensor, training: Tensor, judge: Classifier, seeds: int=..., second: float=...) -> dict:
     ...
 
 def print_table(rows: dict):
     ...
 
-def evaluate(model: str, data: str | None=..., root: str=..., seeds: int=...):
+def evaluate(model: str, data: str | None=..., root: str=..., seeds: int=..., second: float=...):
     ...
 
 def save(fig, path: Path):

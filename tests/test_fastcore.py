@@ -8,6 +8,7 @@ import pytest
 
 PROGRAM = """
 import fastcore, torch, sys
+from tempfile import TemporaryDirectory
 from consistency_models import MLP, ConsistencySamplingAndEditing, ConsistencyTraining, ImprovedConsistencyTraining, UNet
 from consistency_models.cli import main
 x = torch.randn(4, 2)
@@ -16,6 +17,11 @@ output.predicted.sum().backward()
 ConsistencyTraining()(MLP(), MLP(), x, 0, 10)
 assert ConsistencySamplingAndEditing()(MLP(), x, [80.0, 1.0]).shape == x.shape
 assert UNet(3, (8, 16))(torch.randn(2, 3, 8, 8), torch.ones(2)).shape == (2, 3, 8, 8)
+with TemporaryDirectory() as folder:
+    assert main(["train", "--data", "digits", "--steps", "2", "--batch-size", "8", "--final-timesteps=12", "--checkpoint-every", "1", "--out", folder]) == 0
+    assert main(["train", "--data", "digits", "--steps", "2", "--batch-size", "8", "--final-timesteps=12", "--checkpoint-every", "1", "--out", folder, "--resume"]) == 0
+    assert main(["sample", folder, "--n", "2", "--labels", "1,2", "--sigmas=80,1", "--out", f"{folder}/two.png"]) == 0
+    assert main(["sample", folder, "--sigmas", "1,80"]) == 1
 print(fastcore.__version__)
 """
 
