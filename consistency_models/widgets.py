@@ -225,12 +225,13 @@ def film(
     first.save(file, "PNG", save_all=True, append_images=others, duration=duration, loop=0)
     return file.getvalue()
 
-# %% ../nbs/13_widgets.ipynb #6978fe36
+# %% ../nbs/13_widgets.ipynb #66f1d3b4
 PAINT_JS = """
 function render({ model, el }) {
   const make = (tag, props = {}) => Object.assign(document.createElement(tag), props);
   const board = make("canvas", { tabIndex: 0, className: "cm-board" }), layer = make("canvas"), picture = new Image();
   board.setAttribute("aria-label", "paint here; arrow keys move, space paints, e erases, z undoes, i inverts, c clears");
+  board.dataset.lmSuppressShortcuts = "true";
   const pen = layer.getContext("2d", { willReadFrequently: true }), ctx = board.getContext("2d");
   let past = [], sent = null, last = null, cursor = null, erase = false;
   const size = () => [model.get("width"), model.get("height")];

@@ -1,4 +1,4 @@
-"""Widgets driven in a real browser: Voila for most, JupyterLab for a start and a restart of the kernel.
+"""Widgets driven in a real browser: Voila for most, JupyterLab and Notebook 7 for a start and a restart of the kernel.
 
 They need Chromium, which `bash tests/browser.sh` installs where it is missing. Without it they fail, loudly.
 """
@@ -341,36 +341,65 @@ def test_pages_fit_a_phone(visit, name):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-# JupyterLab
+# JupyterLab, and Notebook 7, which is built from its parts
 
-@pytest.fixture(scope="module")
-def lab(notebooks, tmp_path_factory):
-    port, home = free_port(), tmp_path_factory.mktemp("lab")
+@pytest.fixture(scope="module", params=[("jupyterlab", "lab/tree"), ("notebook", "notebooks")], ids=lambda p: p[0])
+def jupyter(request, notebooks, tmp_path_factory):
+    """The address of a notebook without its name, in either of the two."""
+    module, view = request.param
+    port, home = free_port(), tmp_path_factory.mktemp(module)
     environment = {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+    command = [sys.executable, "-m", module, "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
                "--IdentityProvider.token=", f"--notebook-dir={notebooks}"]
     process, _ = serve(command, f"http://127.0.0.1:{port}/api", environment)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}/{view}"
     stop(process)
 
 
-def test_jupyterlab_shows_a_widget_and_survives_a_restart(chromium, lab):
+def run_all(page):
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+
+def restart_and_run_all(page):
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
+    page.wait_for_timeout(3000)
+
+
+@pytest.fixture
+def open_in_jupyter(chromium, jupyter):
+    """Open a notebook by name; then call the function returned with `run_all` or `restart_and_run_all`."""
     page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-    page.goto(f"{lab}/lab/tree/sampling.ipynb", timeout=60_000)
-    page.locator(".jp-Notebook").wait_for(timeout=60_000)
-    run = page.get_by_role("menuitem", name="Run", exact=True)
-    image = "() => [...document.querySelectorAll('img.widget-image')].some(i => i.naturalWidth > 50)"
-    for seed in (1, 2):
-        page.wait_for_timeout(1000)
-        if seed == 1:
-            run.click()
-            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        else:
-            page.get_by_role("menuitem", name="Kernel", exact=True).click()
-            page.get_by_role("menuitem", name="Restart Kernel and Run All Cells").click()
-            page.locator(".jp-Dialog button.jp-mod-accept").click()
-            page.wait_for_timeout(3000)
-        page.wait_for_function(image, timeout=60_000)
-        slider(page, "seed").press("ArrowRight")
-        becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=1))
+    def open_page(name):
+        page.goto(f"{jupyter}/{name}.ipynb?reset", timeout=60_000)     # JupyterLab would open the last test's notebook too
+        page.locator(".jp-Notebook").wait_for(timeout=60_000)
+        return page
+    yield open_page
     page.close()
+
+
+def run_and_wait(page, how):
+    page.wait_for_timeout(1000)
+    how(page)
+    page.wait_for_function("() => [...document.querySelectorAll('img.widget-image')].some(i => i.naturalWidth > 50)", timeout=60_000)
+
+
+def test_jupyter_shows_a_widget_and_survives_a_restart(open_in_jupyter):
+    page = open_in_jupyter("sampling")
+    for how in (run_all, restart_and_run_all):
+        run_and_wait(page, how)
+        slider(page, "seed").press("PageUp")     # Notebook 7 keeps the arrow keys for itself
+        becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=5))
+
+
+def test_jupyter_leaves_the_keys_to_the_painter(open_in_jupyter):
+    page = open_in_jupyter("painter")
+    run_and_wait(page, run_all)
+    before = picture(page)
+    page.locator("canvas.cm-board").focus()
+    for key in ("ArrowDown", " ", "ArrowLeft", " "): page.keyboard.press(key)
+    painted = becomes(page, lambda png: png != before)
+    page.keyboard.press("c")
+    becomes(page, lambda png: png != painted)
