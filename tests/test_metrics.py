@@ -111,6 +111,18 @@ def test_classifier_takes_any_size(shape):
     assert net(x).shape == (3, 7) and net.features(x).shape == (3, 64)
 
 
+def test_kernel_distance_of_sets_of_different_sizes():
+    """The estimator of Bińkowski et al. (2018) pair by pair, and zero on average for one distribution."""
+    a, b = gaussian(5, 4), gaussian(9, 4, seed=1)
+    k = lambda x, y: (x @ y / 4 + 1).item() ** 3
+    mean = lambda pairs: sum(pairs) / len(pairs)
+    within = [mean([k(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b)]
+    expected = sum(within) - 2 * mean([k(x, y) for x in a for y in b])
+    assert kernel_distance(a, b, flat) == pytest.approx(expected, rel=1e-4)
+    values = torch.tensor([kernel_distance(gaussian(30, 4, seed=2 * s), gaussian(90, 4, seed=2 * s + 1), flat) for s in range(40)])
+    assert values.mean().abs() < 3 * values.std() / 40**0.5
+
+
 @pytest.mark.parametrize("metric", [frechet_distance, kernel_distance, precision_recall])
 @pytest.mark.parametrize("real, fake, error", [
     (torch.ones(1, 3), torch.ones(5, 3), ValueError), (torch.ones(5, 3), torch.ones(5, 4), ValueError), (torch.ones(5, 3), torch.ones(5, 3).int(), TypeError),
