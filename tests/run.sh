@@ -19,7 +19,7 @@ fingerprint > "$after"
 diff "$before" "$after" || { echo "run 'make export' and commit the result"; exit 1; }
 
 step "every notebook runs"
-nbdev_test --n_workers 2 --timing
+OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing   # one thread for each worker: two cores in all
 
 step "tests"
 python -m pytest -q tests
