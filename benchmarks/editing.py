@@ -1,7 +1,7 @@
 """Zero-shot editing against simple baselines, on held-out images. Run as `python benchmarks/editing.py --root DATA`.
 
 The first test digits of MNIST (read by torchvision from DATA) with the bundled model `mnist`, and new colour shapes with
-the bundled model `shapes`; both are told the class. PSNR and SSIM compare with the truth pixel by pixel, the Fréchet
+the bundled model `shapes`; both are told the class. PSNR and SSIM compare each image with its truth, the Fréchet
 distance compares all results with all truths in the features of a classifier. Each result of the models is measured for
 several seeds, and so is their mean over the seeds, which is closer to the truth and blurred. The results go to
 `benchmarks/results/editing.json`.
