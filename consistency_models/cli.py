@@ -7,8 +7,7 @@ __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'descr
            'sample', 'named_mask', 'edit', 'sample_classes', 'nearest_distance', 'yardstick', 'measure', 'print_table',
            'evaluate', 'save', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
 
-# %% ../nbs/14_cli.ipynb #b4781ae6
-import signal
+# %% ../nbs/14_cli.ipynb #8bf6a56f
 import sys
 import time
 from pathlib import Path
@@ -107,10 +106,10 @@ def make_trainer(
     chosen = {k: recipe[k] for k in ("steps", "batch_size", "learning_rate", "ema_decay", "precision")}
     return Trainer(net, data, objective=objective, labels=facts["num_classes"] is not None, channels_last=True, seed=seed, **chosen, **settings)
 
-# %% ../nbs/14_cli.ipynb #1dd1de09
+# %% ../nbs/14_cli.ipynb #082af3d2
 def train(
     data:str="digits", # digits, shapes, a data set of torchvision such as MNIST, or a folder of images
-    out:str="runs/digits", # folder for checkpoints and the final weights
+    out:str=None, # folder for checkpoints and the final weights; runs/NAME if not given
     steps:int=None, # optimiser steps; each data set has a recipe for what is not given
     seed:int=0, # of the weights, the batches and the noise
     checkpoint_every:int=1000, # steps between checkpoints
@@ -126,7 +125,7 @@ def train(
 ):
     "Train a consistency model; the weights end in OUT/model.safetensors"
     changes = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, final_timesteps=final_timesteps, precision=precision)
-    recipe = recipe_for(data, **changes)
+    recipe, out = recipe_for(data, **changes), out or f"runs/{Path(data).name}"
     trainer = make_trainer(open_data(data, size, root), recipe, seed, start, out=out, checkpoint_every=checkpoint_every, tracker=tracker)
     if resume and not trainer.resume(): raise ValueError(f"there is no checkpoint in {out} to resume from")
     for state in progress(trainer.train()): pass
@@ -140,7 +139,7 @@ def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
                     recipe={"command": command, "data": given["data"], "seed": given["seed"]} | {k: str(v) for k, v in recipe.items()})
     print(f"the weights are in {out}/model.safetensors")
 
-# %% ../nbs/14_cli.ipynb #b7f9a3cc
+# %% ../nbs/14_cli.ipynb #64e59054
 def _numbers(text:str) -> list[float]:
     "Numbers separated by commas"
     try: return [float(part) for part in text.split(",")]
@@ -148,7 +147,9 @@ def _numbers(text:str) -> list[float]:
 
 def _labels(net, n:int, text:str|None) -> dict:
     "Keyword arguments for a network with classes: those asked for, repeated, or each in turn"
-    if net.config["num_classes"] is None: return {}
+    if net.config["num_classes"] is None:
+        if text: raise ValueError("this model has no classes, so none can be asked for")
+        return {}
     chosen = torch.tensor([int(v) for v in _numbers(text)] if text else range(net.config["num_classes"]))
     return {"class_labels": chosen.repeat(-(-n // len(chosen)))[:n].to(next(net.parameters()).device)}
 
@@ -192,11 +193,11 @@ def named_mask(
     if Path(name).is_file(): return (read_image(name, 1, height, width) > 0).float()
     return preset_mask(name, height, width)
 
-# %% ../nbs/14_cli.ipynb #105a802a
+# %% ../nbs/14_cli.ipynb #6bd325a0
 def edit(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     image:str, # the picture to complete; resized to the model's
-    mask:str="bottom", # top, bottom, left, right, center, or a picture that is white where to generate
+    mask:str="bottom", # top, bottom, left, right, center, random, letters, or a picture that is white where to generate
     label:int=None, # class of the picture; each in turn if not given
     n:int=7, # how many completions
     sigmas:str="80,5,2,1,0.5,0.2", # noise levels, descending, separated by commas
@@ -272,10 +273,10 @@ def print_table(
         mean = sum(values) / len(values)
         print(f"{name:56} {mean:6.1f}{unit}  (from {min(values):.1f} to {max(values):.1f} over {len(values)})")
 
-# %% ../nbs/14_cli.ipynb #8ad32354
+# %% ../nbs/14_cli.ipynb #223d3fd5
 def evaluate(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub, of a model with classes
-    data:str=None, # digits, or a data set of torchvision such as MNIST; what it was trained on if not given
+    data:str=None, # digits, shapes, or a data set of torchvision such as MNIST; what it was trained on if not given
     root:str="data", # where torchvision's files are, or go
     seeds:int=3, # sampling seeds
     second:float=0.8, # noise level of the second of two steps

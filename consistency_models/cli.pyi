@@ -27,7 +27,7 @@ def trained_network(start: str, facts: dict):
 def make_trainer(data: Dataset, recipe: dict, seed: int=..., start: str | None=..., **settings) -> Trainer:
     ...
 
-def train(data: str=..., out: str=..., steps: int | None=..., seed: int=..., checkpoint_every: int=..., resume: bool=..., batch_size: int | None=..., learning_rate: float | None=..., final_timesteps: int | None=..., precision: str | None=..., size: int | None=..., root: str=..., tracker: str | None=..., start: str | None=...):
+def train(data: str=..., out: str | None=..., steps: int | None=..., seed: int=..., checkpoint_every: int=..., resume: bool=..., batch_size: int | None=..., learning_rate: float | None=..., final_timesteps: int | None=..., precision: str | None=..., size: int | None=..., root: str=..., tracker: str | None=..., start: str | None=...):
     ...
 
 def sample(model: str, n: int=..., sigmas: str=..., labels: str | None=..., seed: int=..., columns: int=..., out: str=...):

@@ -149,7 +149,17 @@ def _prepare(self:Trainer):
     self.levels = LossByLevel() if self.tracker else None
     if self.tracker: self.accelerator.init_trackers("logs")
 
-# %% ../nbs/11_trainer.ipynb #6e430b26
+# %% ../nbs/11_trainer.ipynb #0aec64ee
+class _SeededSamples(Dataset):
+    "A data set whose samples are read under a seed of their own: the key is `(index, seed)`"
+    def __init__(self, data:Dataset): self.data = data
+
+    def __getitem__(self, key:tuple):
+        index, seed = key
+        torch.manual_seed(seed)
+        return self.data[index]
+
+# %% ../nbs/11_trainer.ipynb #6f11ca3b
 @patch
 def _own_shards(self:Trainer) -> range:
     "The shards of each step that this process computes"
@@ -159,10 +169,11 @@ def _own_shards(self:Trainer) -> range:
 @patch
 def _batches(self:Trainer) -> Iterator:
     "Batches of this process from the current step on"
-    places = ((k * self.shards + s) * self.batch_size for k in range(self.step, self.steps) for s in self._own_shards())
-    indices = (data_order(len(self.data), place, self.batch_size, self.seed) for place in places)
-    if isinstance(self.data, TensorDataset): return (self.data[i] for i in indices)
-    return iter(DataLoader(self.data, batch_sampler=(i.tolist() for i in indices), num_workers=self.workers))
+    n, size = len(self.data), self.batch_size
+    places = ((k * self.shards + s) * size for k in range(self.step, self.steps) for s in self._own_shards())
+    if isinstance(self.data, TensorDataset): return (self.data[data_order(n, p, size, self.seed)] for p in places)
+    keys = ([(i, shard_seed(self.seed, p + j, -2)) for j, i in enumerate(data_order(n, p, size, self.seed).tolist())] for p in places)
+    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=keys, num_workers=self.workers))
 
 # %% ../nbs/11_trainer.ipynb #0051e8fd
 @patch
@@ -174,13 +185,13 @@ def _to_device(self:Trainer, batch) -> tuple[Tensor, dict]:
     if self.channels_last and x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
     return x, {"class_labels": labels[0].to(self.device, non_blocking=True)} if self.labels else {}
 
-# %% ../nbs/11_trainer.ipynb #882f4c30
+# %% ../nbs/11_trainer.ipynb #767c90bc
 @patch
 def _shard(self:Trainer, batches:Iterator, shard:int):
     "The objective's output and the weighted loss of each sample, for one shard of the current step"
     seed = shard_seed(self.seed, self.step, shard)
-    torch.manual_seed(seed)
     x, kwargs = self._to_device(next(batches))
+    torch.manual_seed(seed)
     models = (self.model, self.teacher) if self.needs_teacher else (self.model,)
     with self.accelerator.autocast():
         output = self.objective(*models, x, self.step, self.steps, generator=torch.Generator(self.device).manual_seed(seed), **kwargs)

@@ -71,6 +71,15 @@ class Trainer(RunOptions):
     def resume(self) -> bool:
         ...
 
+class _SeededSamples(Dataset):
+    data: Dataset
+
+    def __init__(self, data: Dataset):
+        ...
+
+    def __getitem__(self, key: tuple):
+        ...
+
 @dataclass
 class TrainingState:
     step: int

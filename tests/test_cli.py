@@ -57,11 +57,21 @@ def test_recipe_on_the_card_gives_the_same_weights(checkpoint, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
 
 
-def test_train_on_a_folder(folder, tmp_path):
+def test_folder_of_a_run_is_named_after_the_data(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data, name in (("digits", "digits"), (folder, "pictures")):
+        assert main(["train", "--data", data, "--steps", "1", "--batch-size", "2"]) == 0
+        assert (tmp_path / "runs" / name / "model.safetensors").is_file()
+
+
+def test_train_on_a_folder(folder, tmp_path, capsys):
     assert main(["train", "--data", folder, "--size", "16", "--steps", "2", "--batch-size=4", "--out", str(tmp_path / "run")]) == 0
     net = from_pretrained(str(tmp_path / "run"))
     assert net.notes["shape"] == [3, 16, 16] and net.config["num_classes"] is None
     assert main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "x.png")]) == 0
+    capsys.readouterr()
+    assert main(["sample", str(tmp_path / "run"), "--labels", "1", "--out", str(tmp_path / "y.png")]) == 1
+    assert "no classes" in capsys.readouterr().err and not (tmp_path / "y.png").exists()
 
 
 def test_interrupted_run_goes_on(tmp_path):

@@ -297,6 +297,12 @@ def test_no_code_asks_for_cuda_outright(path):
     assert [source(c) for c in cells(path, "code") if ".cuda(" in source(c)] == []
 
 
+def test_list_of_names_is_what_the_modules_export():
+    stored = next("".join(o["text"]) for c in cells(ROOT / "nbs/15_api.ipynb", "code") for o in c["outputs"] if o["output_type"] == "stream")
+    shown = {name for line in stored.splitlines() for name in line.replace(",", " ").split()[1:]}
+    assert shown == set(import_module("consistency_models.consistency_models").__all__)
+
+
 # Exercises
 
 EXERCISE = re.compile(r"\*\*Exercise (\d+)")

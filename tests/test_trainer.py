@@ -196,6 +196,27 @@ def test_a_loader_gives_what_tensors_in_memory_give(workers):
     assert same(run(make(data=TensorDataset(x, y), **settings)), run(make(data=Pairs(x, y), workers=workers, **settings)))
 
 
+class Augmented(Pairs):
+    """Digits that are shifted by random numbers each time they are read"""
+    def __getitem__(self, i): return self.x[i] + torch.randn(1, 8, 8), int(self.y[i])
+
+
+def test_augmentation_is_the_same_in_any_process_and_after_a_resume(tmp_path):
+    settings = {"net": small_unet, "labels": True, "steps": 6, "data": Augmented(*digits_and_labels())}
+    whole = run(make(**settings))
+    assert same(whole, run(make(workers=2, **settings)))
+    run(make(tmp_path, workers=2, **settings), until=3)
+    resumed = make(tmp_path, workers=2, **settings)
+    assert resumed.resume() and resumed.step == 3 and same(whole, run(resumed))
+
+
+def test_augmentation_differs_from_sample_to_sample_and_step_to_step():
+    data = Augmented(torch.zeros(4, 1, 8, 8), torch.zeros(4))
+    batches = make(net=small_unet, data=data, labels=True, steps=2, batch_size=4)._batches()
+    x = torch.cat([next(batches)[0] for _ in range(2)]).flatten(1)
+    assert len(x.unique(dim=0)) == 8
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
 def test_compiled_network_trains_the_same_weights():
     plain, compiled = run(make(steps=3)), run(make(steps=3, compile=True))
