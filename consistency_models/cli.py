@@ -7,7 +7,8 @@ __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'descr
            'sample', 'named_mask', 'edit', 'sample_classes', 'nearest_distance', 'yardstick', 'measure', 'print_table',
            'evaluate', 'save', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
 
-# %% ../nbs/14_cli.ipynb #8bf6a56f
+# %% ../nbs/14_cli.ipynb #9f3d3b31
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from .metrics import Classifier, frechet_distance, recognition_rate, train_class
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
 from .sampling import ConsistencySamplingAndEditing
-from .trainer import Trainer, progress
+from .trainer import Trainer, new_accelerator, progress
 from .training import ImprovedConsistencyTraining
 from .utils import check_integer, default_device, image_grid, show_images, to_png, use_style
 
@@ -42,7 +43,7 @@ def recipe_for(
     "The recipe of a data set, with changes"
     return RECIPES.get(data, RECIPES["images"]) | {k: v for k, v in changes.items() if v is not None}
 
-# %% ../nbs/14_cli.ipynb #201f1e3b
+# %% ../nbs/14_cli.ipynb #1a207643
 def open_data(
     name:str, # `digits`, `shapes`, a class of `torchvision.datasets` such as `MNIST`, or a folder of images
     size:int|None=None, # width and height; that of the data if `None` (32 for a folder)
@@ -50,11 +51,13 @@ def open_data(
     train:bool=True, # the training part, or the test part where there is one
 ) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
     "A data set by its name or folder"
+    if name == "digits" and size not in (None, 8): raise ValueError("the digits are 8 by 8 and have no other size")
     if name == "digits": return TensorDataset(*load_digits())
     if name == "shapes": return TensorDataset(*colour_shapes(20_000 if train else 4_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
     if Path(name).is_dir(): return in_memory(ImageFolder(name, size or 32))
     if "/" in name or name.startswith("."): raise ValueError(f"there is no folder {name}")
-    return in_memory(torchvision_dataset(name, root, train, download=not Path(root, name).is_dir(), size=size))
+    try: return in_memory(torchvision_dataset(name, root, train, download=False, size=size))
+    except RuntimeError: return in_memory(torchvision_dataset(name, root, train, size=size))   # not there, or not whole
 
 def in_memory(
     data:Dataset, # of images, or of pairs `(image, label)`
@@ -106,7 +109,7 @@ def make_trainer(
     chosen = {k: recipe[k] for k in ("steps", "batch_size", "learning_rate", "ema_decay", "precision")}
     return Trainer(net, data, objective=objective, labels=facts["num_classes"] is not None, channels_last=True, seed=seed, **chosen, **settings)
 
-# %% ../nbs/14_cli.ipynb #082af3d2
+# %% ../nbs/14_cli.ipynb #8ca479e5
 def train(
     data:str="digits", # digits, shapes, a data set of torchvision such as MNIST, or a folder of images
     out:str=None, # folder for checkpoints and the final weights; runs/NAME if not given
@@ -126,20 +129,23 @@ def train(
     "Train a consistency model; the weights end in OUT/model.safetensors"
     changes = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, final_timesteps=final_timesteps, precision=precision)
     recipe, out = recipe_for(data, **changes), out or f"runs/{Path(data).name}"
-    trainer = make_trainer(open_data(data, size, root), recipe, seed, start, out=out, checkpoint_every=checkpoint_every, tracker=tracker)
+    accelerator = new_accelerator(recipe["precision"], tracker, out)
+    with accelerator.local_main_process_first(): images = open_data(data, size, root)
+    trainer = make_trainer(images, recipe, seed, start, out=out, checkpoint_every=checkpoint_every, tracker=tracker, accelerator=accelerator)
     if resume and not trainer.resume(): raise ValueError(f"there is no checkpoint in {out} to resume from")
     for state in progress(trainer.train()): pass
     if trainer.accelerator.is_main_process: _save_run(trainer, out, {"data": data, "seed": seed, "size": size, "start": start} | changes, recipe)
 
-# %% ../nbs/14_cli.ipynb #7c219d7e
+# %% ../nbs/14_cli.ipynb #ba51a1e1
 def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
     "Save the averaged weights with a card that says how to train them again"
-    command = "consistency-models train " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in given.items() if v is not None)
+    options = [part for k, v in given.items() if v is not None for part in (f"--{k.replace('_', '-')}", str(v))]
+    command = shlex.join(["consistency-models", "train", *options])
     save_pretrained(trainer.average, out, title=f"A consistency model of {given['data']}", shape=describe(trainer.data)["shape"],
                     recipe={"command": command, "data": given["data"], "seed": given["seed"]} | {k: str(v) for k, v in recipe.items()})
     print(f"the weights are in {out}/model.safetensors")
 
-# %% ../nbs/14_cli.ipynb #64e59054
+# %% ../nbs/14_cli.ipynb #d04d882b
 def _numbers(text:str) -> list[float]:
     "Numbers separated by commas"
     try: return [float(part) for part in text.split(",")]
@@ -150,7 +156,7 @@ def _labels(net, n:int, text:str|None) -> dict:
     if net.config["num_classes"] is None:
         if text: raise ValueError("this model has no classes, so none can be asked for")
         return {}
-    chosen = torch.tensor([int(v) for v in _numbers(text)] if text else range(net.config["num_classes"]))
+    chosen = torch.tensor([check_integer(v, "labels", 0) for v in _numbers(text)] if text else range(net.config["num_classes"]))
     return {"class_labels": chosen.repeat(-(-n // len(chosen)))[:n].to(next(net.parameters()).device)}
 
 def _save_grid(x:Tensor, path:str, columns:int):
@@ -159,7 +165,7 @@ def _save_grid(x:Tensor, path:str, columns:int):
     Path(path).write_bytes(to_png(image_grid(x, columns)))
     print(f"{len(x)} images are in {path}")
 
-# %% ../nbs/14_cli.ipynb #fd344894
+# %% ../nbs/14_cli.ipynb #2db329d8
 def sample(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     n:int=16, # how many
@@ -170,7 +176,7 @@ def sample(
     out:str="samples.png", # picture to write
 ):
     "Draw samples of a checkpoint"
-    net = _load(model)
+    net, columns = _load(model), check_integer(columns, "columns", 1)
     shape = (check_integer(n, "n", 1), *net.notes["shape"])
     x = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)(
         net, torch.empty(shape, device=next(net.parameters()).device), _numbers(sigmas), clip_denoised=True,
@@ -180,7 +186,7 @@ def sample(
 def _load(model:str):
     "A checkpoint on the fastest device, with the shape of its samples"
     net = from_pretrained(model, default_device())
-    if "shape" not in net.notes: raise ValueError(f"{model} does not say the shape of its samples; save it with save_pretrained(..., shape=...)")
+    if len(net.notes.get("shape", [])) != 3: raise ValueError(f"{model} does not say that its samples are images; save it with save_pretrained(..., shape=[channels, height, width])")
     return net
 
 # %% ../nbs/14_cli.ipynb #6ddab63f
@@ -224,14 +230,19 @@ def sample_classes(
     return torch.cat([sampler(net, torch.empty(len(y), *shape, device=y.device), sigmas, clip_denoised=True, generator=generator, class_labels=y)
                       for y in labels.split(2000)])
 
-# %% ../nbs/14_cli.ipynb #3950fadb
+# %% ../nbs/14_cli.ipynb #63ab352b
 def nearest_distance(
     x:Tensor, # samples, shape `(n, ...)`
     data:Tensor, # what to search, shape `(m, ...)`
-) -> Tensor: # distance of each sample to the nearest member of `data` that is not itself, shape `(n,)`
-    "Distance to the nearest neighbour"
-    blocks = (torch.cdist(part.flatten(1), data.flatten(1)) for part in x.split(1000))
-    return torch.cat([torch.where(d < 1e-4, torch.inf, d).min(1).values for d in blocks])
+) -> Tensor: # distance of each sample to the nearest member of `data`, shape `(n,)`
+    "Distance to the nearest neighbour; within one set, where `x` is `data`, to the nearest other"
+    own, blocks = x.shape == data.shape and torch.equal(x, data), []
+    for start in range(0, len(x), 1000):
+        part = x[start:start + 1000]
+        d = torch.cdist(part.flatten(1), data.flatten(1))
+        if own: d.diagonal(start).fill_(torch.inf)
+        blocks.append((part - data[d.argmin(1)]).flatten(1).norm(dim=1))    # anew: cdist rounds small distances badly
+    return torch.cat(blocks)
 
 # %% ../nbs/14_cli.ipynb #1e3e1e18
 def yardstick(
@@ -273,7 +284,7 @@ def print_table(
         mean = sum(values) / len(values)
         print(f"{name:56} {mean:6.1f}{unit}  (from {min(values):.1f} to {max(values):.1f} over {len(values)})")
 
-# %% ../nbs/14_cli.ipynb #223d3fd5
+# %% ../nbs/14_cli.ipynb #3fe55fd7
 def evaluate(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub, of a model with classes
     data:str=None, # digits, shapes, or a data set of torchvision such as MNIST; what it was trained on if not given
@@ -284,8 +295,11 @@ def evaluate(
     "Measure the samples of a checkpoint against real images"
     net = _load(model)
     if net.config["num_classes"] is None: raise ValueError(f"{model} has no classes; evaluate asks for classes and counts how often they are recognised")
-    name, device = data or net.notes["recipe"]["data"], next(net.parameters()).device
-    (training, classes), (images, labels) = ([t.to(device) for t in open_data(name, root=root, train=part).tensors] for part in (True, False))
+    name, device = data or net.notes.get("recipe", {}).get("data"), next(net.parameters()).device
+    if not name: raise ValueError(f"{model} does not say what it was trained on; give --data")
+    seeds, size = check_integer(seeds, "seeds", 1), net.notes["shape"][-1]
+    (training, classes), (images, labels) = ([t.to(device) for t in open_data(name, size, root, part).tensors] for part in (True, False))
+    if list(images.shape[1:]) != net.notes["shape"]: raise ValueError(f"{model} makes images of shape {net.notes['shape']}, {name} has {list(images.shape[1:])}")
     judge = train_classifier(training, classes, 800 if len(training) < 10_000 else 3000)
     print(f"the judge is right on {recognition_rate(images, labels, judge):.1%} of {len(images)} real images" + " (its own training images)" * (name == "digits"))
     print_table(measure(net, images, labels, training, judge, seeds, second))
@@ -373,7 +387,7 @@ def demo(
     print_table(measure(net, images, labels, images, train_classifier(images, labels)))
     print(f"pictures are in {folder}/")
 
-# %% ../nbs/14_cli.ipynb #a46cbf00
+# %% ../nbs/14_cli.ipynb #b59b3c68
 COMMANDS = {f.__name__: f for f in (train, sample, edit, evaluate, demo)}
 _USAGE = "consistency-models COMMAND [options]\n\n" + "\n".join(f"  {n:10} {f.__doc__}" for n, f in COMMANDS.items()) + "\n\nconsistency-models COMMAND --help lists the options."
 
@@ -382,9 +396,10 @@ def parser_for(
 ): # an `argparse.ArgumentParser`
     "The parser of one command, with dashes in its options"
     parser = anno_parser(COMMANDS[name], f"consistency-models {name}")
-    for action in parser._actions:   # fastcore 2 writes dashes, fastcore 1 underscores
+    for action in list(parser._actions):   # fastcore 2 writes dashes, fastcore 1 underscores
         action.option_strings = [o.replace("_", "-") for o in action.option_strings]
         parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
+        if action.dest in ("pdb", "xtra"): action.container._remove_action(action)      # fastcore's own
     return parser
 
 def main(
@@ -399,11 +414,11 @@ def main(
     else: return _run(name, rest)
     return 0
 
-# %% ../nbs/14_cli.ipynb #297c42d1
+# %% ../nbs/14_cli.ipynb #8e752cfc
 def _run(name:str, rest:list) -> int:
     "Run one command and return its exit code"
     arguments = vars(parser_for(name).parse_args(rest))
-    try: COMMANDS[name](**{k: v for k, v in arguments.items() if k not in ("pdb", "xtra")})
+    try: COMMANDS[name](**arguments)
     except KeyboardInterrupt:
         print(f"\nconsistency-models {name}: stopped" + ("; go on with --resume" if name == "train" else ""), file=sys.stderr)
         return 130

@@ -6,11 +6,12 @@
 __all__ = ['two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder',
            'read_image', 'measure_sigma_data']
 
-# %% ../nbs/05_data.ipynb #f9f95009
+# %% ../nbs/05_data.ipynb #83577128
 import math
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -116,7 +117,7 @@ def torchvision_dataset(
     if not isinstance(getattr(datasets, name, None), type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
     return getattr(datasets, name)(root, train=train, download=download, transform=_to_tensor(size))
 
-# %% ../nbs/05_data.ipynb #b2928b47
+# %% ../nbs/05_data.ipynb #5ca7d33c
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 
 def _open(source):
@@ -124,7 +125,14 @@ def _open(source):
     from PIL import Image
     return Image.open(source, formats=sorted(set(_KINDS.values())))
 
-# %% ../nbs/05_data.ipynb #bb572347
+def _upright(image, mode:str):
+    "Turn a photo the way it was held, bring 16 bits down to 8, and convert"
+    from PIL import Image, ImageOps
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    return image.convert(mode)
+
+# %% ../nbs/05_data.ipynb #2446d664
 class ImageFolder(torch.utils.data.Dataset):
     "All images in a folder and its subfolders, as tensors in [-1, 1] of shape `(channels, size, size)`"
     def __init__(self,
@@ -139,9 +147,9 @@ class ImageFolder(torch.utils.data.Dataset):
     def __len__(self) -> int: return len(self.files)
 
     def __getitem__(self, i:int) -> Tensor:
-        with _open(self.files[i]) as image: return self.transform(image.convert("RGB"))
+        with _open(self.files[i]) as image: return self.transform(_upright(image, "RGB"))
 
-# %% ../nbs/05_data.ipynb #4c61b3ea
+# %% ../nbs/05_data.ipynb #2505a5b2
 def read_image(
     source:str|Path|bytes, # a file, or its content
     channels:int, # 3 for colour, 1 for grey
@@ -151,10 +159,11 @@ def read_image(
     "Read one picture and scale it to a size"
     from PIL import Image, UnidentifiedImageError
     from torchvision.transforms.v2.functional import pil_to_tensor
+    if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
     if not isinstance(source, bytes) and not Path(source).is_file(): raise ValueError(f"there is no picture {source}")
     try:
         with _open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            small = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+            small = _upright(image, "L" if channels == 1 else "RGB").resize((width, height))
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
     return pil_to_tensor(small).float() / 127.5 - 1
 

@@ -37,7 +37,7 @@ def editing_sigmas(
     "The noise levels of the paper's editing experiments: a Karras schedule, descending"
     return karras_schedule(n, sigma_min).flip(0)
 
-# %% ../nbs/09_editing.ipynb #0849288b
+# %% ../nbs/09_editing.ipynb #55433ad4
 def edit(
     model, # any callable `model(x, sigma, **kwargs)`
     y:Tensor, # images with the known values, shape `(batch, ...)`
@@ -47,13 +47,13 @@ def edit(
     generator:torch.Generator|None=None, # source of randomness
     clip_denoised:bool=True, # clamp each answer to [-1, 1]
     start_from_y:bool=False, # add the first noise to `y` itself, not only to its known part
-    add_initial_noise:bool=True, # off: `y` carries its noise already
+    add_initial_noise:bool=True, # off: the start carries its noise already (`y` is the start only with `start_from_y`)
     trajectory:bool=False, # give back the steps, `(sigma, noisy, denoised)` each, instead of the last
     model_kwargs:dict|None=None, # keyword arguments for the model, of any name
     **kwargs, # keyword arguments for the model
 ) -> Tensor: # edited images, shape and type of `y`
     "Zero-shot editing: Algorithm 4 of Song et al. (2023)"
-    sampler = sampler or ConsistencySamplingAndEditing(sigma_data=getattr(model, "sigma_data", 0.5))
+    sampler = sampler or ConsistencySamplingAndEditing(sigma_data=getattr(getattr(model, "module", model), "sigma_data", 0.5))
     if sigmas is None: sigmas = editing_sigmas(sigma_min=sampler.sigma_min)
     run = sampler.trajectory if trajectory else sampler
     return run(model, y, sigmas, **vars(operator), start_from_y=start_from_y, add_initial_noise=add_initial_noise,
@@ -85,7 +85,7 @@ def inpaint(
     if clip_denoised: _warn_range(x[(mask == 0).expand_as(x)], "the known part of x")
     return edit(model, x, Operator(mask), sigmas, sampler, generator, clip_denoised, **kwargs)
 
-# %% ../nbs/09_editing.ipynb #6905c5b0
+# %% ../nbs/09_editing.ipynb #6f7e45b4
 def preset_mask(
     name:str, # top, bottom, left, right, center, random or letters
     height:int, # pixels
@@ -95,7 +95,7 @@ def preset_mask(
     "A mask by its name"
     h, w = height // 2, width // 2
     parts = {"top": (slice(h), slice(None)), "bottom": (slice(h, None), slice(None)), "left": (slice(None), slice(w)),
-             "right": (slice(None), slice(w, None)), "center": (slice(height // 4, -(height // 4)), slice(width // 4, -(width // 4)))}
+             "right": (slice(None), slice(w, None)), "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))}
     if name == "random": return (torch.rand(1, height, width, generator=torch.Generator().manual_seed(seed)) < 0.6).float()
     if name == "letters": return _letters("CM", height, width)
     if name not in parts: raise ValueError(f"mask must be one of {', '.join(parts)}, random, letters, got {name!r}")
@@ -145,14 +145,14 @@ def orthogonal_basis(
 # %% ../nbs/09_editing.ipynb #f2687102
 LUMINANCE = (0.2989, 0.5870, 0.1140) # of red, green and blue, as in the paper
 
-# %% ../nbs/09_editing.ipynb #99342381
+# %% ../nbs/09_editing.ipynb #98fd41f6
 def in_basis(
     x:Tensor, # shape `(..., n)`
     basis:Tensor, # orthogonal matrix, shape `(n, n)`; the new axes are its columns
 ) -> Tensor: # the same in the new coordinates, shape `(..., n)`
     "Write the last axis in another orthogonal basis; the transposed matrix leads back"
     if x.shape[-1] != len(basis): raise ValueError(f"this operator needs {len(basis)} values along its axis (colours, or a patch), got {x.shape[-1]}")
-    return x @ basis.to(x)
+    with torch.autocast(x.device.type, enabled=False): return x @ basis.to(x)    # what is known must stay exact
 
 # %% ../nbs/09_editing.ipynb #64a38c88
 def colorization() -> Operator: # for images of shape `(batch, 3, ...)`

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .utils import as_tensor, at_least_float32, check_ascending, check_floating, check_number
 
-# %% ../nbs/03_losses.ipynb #c602da63
+# %% ../nbs/03_losses.ipynb #4629a1b7
 def pseudo_huber_loss(
     input:Tensor, # predictions, shape `(batch, ...)`
     target:Tensor, # targets, same shape
@@ -25,6 +25,7 @@ def pseudo_huber_loss(
     values = math.prod(input.shape[1:])
     c = 0.00054 * math.sqrt(values) if c is None else check_number(c, "c", 1e-30, 1e30)
     error = (input.to(at_least_float32(input.dtype)) - target).reshape(len(input), values)
+    error = error.clamp(-torch.finfo(error.dtype).max, torch.finfo(error.dtype).max)
     scale = error.detach().abs().amax(1, keepdim=True).clamp(min=c)
     s, c = (error / scale).square().sum(1, keepdim=True), c / scale
     distance = scale * s / ((s + c**2).sqrt() + c)
@@ -38,7 +39,7 @@ def _check_pair(input, target):
     if input.shape != target.shape or input.ndim == 0 or 0 in input.shape[1:]:
         raise ValueError(f"input and target must have the same shape (batch, ...), got {tuple(input.shape)} and {tuple(target.shape)}")
 
-# %% ../nbs/03_losses.ipynb #cff000a4
+# %% ../nbs/03_losses.ipynb #97eb486b
 @lru_cache(maxsize=4)
 def lpips_network(
     net:str="vgg", # `"vgg"`, as in the papers, or the lighter `"alex"` and `"squeeze"`
@@ -47,7 +48,9 @@ def lpips_network(
     "The LPIPS network of Zhang et al. (2018) with its published weights; torchvision downloads the backbone once"
     import lpips
     if net not in ("vgg", "alex", "squeeze"): raise ValueError(f"net must be 'vgg', 'alex' or 'squeeze', got {net!r}")
-    try: return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False).to(device)
+    try:
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):    # made once, for training too
+            return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False).to(device)
     except OSError as e:
         raise RuntimeError(f"the weights of {net!r} for LPIPS could not be downloaded ({e}); connect once, or use "
                            "pseudo_huber_loss, which needs none") from e

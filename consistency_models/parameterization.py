@@ -56,7 +56,7 @@ def noise_conditioning(
     "The noise level as the network sees it: Table 1 of Karras et al. (2022)"
     return _levels(sigma)[0].log() / 4
 
-# %% ../nbs/02_parameterization.ipynb #f9d3f0c6
+# %% ../nbs/02_parameterization.ipynb #64ae6da8
 def model_forward_wrapper(
     model, # the network $F_\theta$: any callable `model(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -70,22 +70,23 @@ def model_forward_wrapper(
     sigma = _one_level_each(sigma, x)
     c_skip = pad_dims_like(skip_scaling(sigma, sigma_data, sigma_min), x)
     c_out = pad_dims_like(output_scaling(sigma, sigma_data, sigma_min), x)
-    output = model(x, sigma.to(x.dtype), **kwargs)
+    output = model(x.clone(), sigma.to(x.dtype), **kwargs)    # its own copy: a network may work in place
     if not isinstance(output, Tensor): raise TypeError(f"the model must return a tensor, got {type(output).__name__}")
     if output.shape != x.shape:
         raise ValueError(f"the model must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}")
     return (c_skip * x + c_out * output).to(x.dtype)
 
-# %% ../nbs/02_parameterization.ipynb #06ea4225
+# %% ../nbs/02_parameterization.ipynb #6dd37372
 def _one_level_each(sigma, x:Tensor) -> Tensor:
     "`sigma` as a tensor of shape `(batch,)` on the device of `x`"
+    if isinstance(sigma, float): sigma = torch.tensor(sigma, dtype=at_least_float32(x.dtype))
     sigma = as_tensor(sigma, "sigma", x.device)
     if not sigma.is_floating_point(): sigma = sigma.to(at_least_float32(x.dtype))
     if x.ndim == 0 or sigma.ndim > 1 or sigma.numel() not in (1, x.shape[0]):
         raise ValueError(f"sigma must have shape (batch,) for x of shape {tuple(x.shape)}, got {tuple(sigma.shape)}")
     return sigma.expand(x.shape[0])
 
-# %% ../nbs/02_parameterization.ipynb #0b5fa282
+# %% ../nbs/02_parameterization.ipynb #430a035a
 class Precondition(nn.Module):
     "Give a network that expects `net(c_in x, c_noise)` the call `net(x, sigma)`"
     def __init__(self,
@@ -97,10 +98,11 @@ class Precondition(nn.Module):
 
     def forward(self, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
         "Table 1 of Karras et al. (2022), rows $c_{in}$ and $c_{noise}$"
+        sigma = _one_level_each(sigma, x)
         scaled = pad_dims_like(input_scaling(sigma, self.sigma_data), x) * x
         return self.net(scaled.to(x.dtype), noise_conditioning(sigma).to(x.dtype), **kwargs)
 
-# %% ../nbs/02_parameterization.ipynb #63d70636
+# %% ../nbs/02_parameterization.ipynb #29e41956
 def gaussian_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
@@ -109,7 +111,8 @@ def gaussian_consistency_function(
     sigma_min:float=0.002, # where the path ends
 ) -> Tensor: # the exact $f^*(x, \sigma)$
     "The exact consistency function of data distributed as $\\mathcal N(\\mu, s^2)$"
-    sigma, sigma_min = _levels(sigma, sigma_min)
+    check_floating(x, "x")
+    sigma, sigma_min = _levels(_one_level_each(sigma, x), sigma_min)
     shrink = ((std**2 + sigma_min**2) / (std**2 + sigma**2)).sqrt()
     return (mean + (x - mean) * pad_dims_like(shrink, x)).to(x.dtype)
 

@@ -103,14 +103,15 @@ def _read_weights(config:dict, path) -> nn.Module:
     net.notes = config.get("notes", {})
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/12_pretrained.ipynb #60746519
+# %% ../nbs/12_pretrained.ipynb #6cca6a03
 def save_pretrained(
     net:nn.Module, # a `UNet` or an `MLP`, such as the `average` of a `Trainer`
     folder:str|Path, # where to; made if it does not exist
     **notes, # what to remember: `shape`, `title`, `description`, `recipe`, `quality`, ...; anything JSON can hold
 ):
     "Write configuration, weights and model card to a folder"
-    config = network_config(net) | {"notes": notes}
+    config = network_config(net) | {"notes": _checked(notes)}
+    (Path(folder) / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub's library would keep it
     _hub_model()(net).save_pretrained(folder, config=config, model_card_kwargs=_card_values(notes))
 
 def push_to_hub(
@@ -121,8 +122,17 @@ def push_to_hub(
     **notes, # as for `save_pretrained`
 ):
     "Upload configuration, weights and model card to the Hugging Face Hub"
-    config = network_config(net) | {"notes": notes}
+    config = network_config(net) | {"notes": _checked(notes)}
     return _hub_model()(net).push_to_hub(repo_id, config=config, private=private, token=token, model_card_kwargs=_card_values({"name": repo_id} | notes))
+
+# %% ../nbs/12_pretrained.ipynb #f8543363
+def _checked(notes:dict) -> dict:
+    "The notes, or an error before anything is written"
+    try: json.dumps(notes)
+    except TypeError as e: raise TypeError(f"notes must be what JSON can hold: {e}") from e
+    for name in ("recipe", "quality"):
+        if not isinstance(notes.get(name, {}), dict): raise TypeError(f"{name} must be a dictionary, got {type(notes[name]).__name__}")
+    return notes
 
 def _card_values(notes:dict) -> dict:
     "The parts of the card's text"

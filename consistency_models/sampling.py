@@ -85,7 +85,7 @@ class ConsistencySamplingAndEditing:
         check_number(self.sigma_min, "sigma_min", 1e-15, 1e15)
         check_number(self.sigma_data, "sigma_data", 1e-15, 1e15)
 
-# %% ../nbs/08_sampling.ipynb #6b838c79
+# %% ../nbs/08_sampling.ipynb #266f9a91
 @patch
 def trajectory(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -95,7 +95,7 @@ def trajectory(self:ConsistencySamplingAndEditing,
     transform_fn:Callable=identity, # invertible linear map $A$ in whose values the mask is given
     inverse_transform_fn:Callable=identity, # its inverse
     start_from_y:bool=False, # add the first noise to `y` itself, not only to its known part
-    add_initial_noise:bool=True, # off: `y` carries its noise already
+    add_initial_noise:bool=True, # off: the start carries its noise already (`y` is the start only with `start_from_y`)
     clip_denoised:bool=False, # clamp each answer to [-1, 1]
     verbose:bool=False, # show a progress bar
     generator:torch.Generator|None=None, # source of randomness
@@ -125,7 +125,7 @@ def _walk(self:ConsistencySamplingAndEditing, model, x, levels, recombine, add_i
             x = recombine(denoised.clamp(-1, 1) if clip_denoised else denoised)
         yield sigma, noisy, x
 
-# %% ../nbs/08_sampling.ipynb #84d66746
+# %% ../nbs/08_sampling.ipynb #b0ec54ec
 def _check_reference(y):
     "Raise unless `y` is a floating tensor with a batch axis"
     check_floating(y, "y")
@@ -135,9 +135,14 @@ def _with_progress(steps:Iterator, total:int, verbose:bool) -> Iterator:
     "Show a progress bar with the noise level while `steps` runs, if `verbose`"
     if not verbose: return steps
     from tqdm.auto import tqdm
-    return tqdm(steps, total=total, desc="sampling")
+    def shown():
+        with tqdm(steps, total=total, desc="sampling") as bar:
+            for step in bar:
+                bar.set_postfix_str(f"σ = {step[0]:.3g}")
+                yield step
+    return shown()
 
-# %% ../nbs/08_sampling.ipynb #6606343b
+# %% ../nbs/08_sampling.ipynb #b424b220
 @patch
 def __call__(self:ConsistencySamplingAndEditing,
     model, # any callable `model(x, sigma, **kwargs)`
@@ -147,7 +152,7 @@ def __call__(self:ConsistencySamplingAndEditing,
     transform_fn:Callable=identity, # invertible linear map $A$ in whose values the mask is given
     inverse_transform_fn:Callable=identity, # its inverse
     start_from_y:bool=False, # add the first noise to `y` itself, not only to its known part
-    add_initial_noise:bool=True, # off: `y` carries its noise already
+    add_initial_noise:bool=True, # off: the start carries its noise already (`y` is the start only with `start_from_y`)
     clip_denoised:bool=False, # clamp each answer to [-1, 1]
     verbose:bool=False, # show a progress bar
     generator:torch.Generator|None=None, # source of randomness
@@ -161,13 +166,14 @@ def __call__(self:ConsistencySamplingAndEditing,
         clip_denoised, verbose, generator, enable_grad, model_kwargs, **kwargs): pass
     return x
 
-# %% ../nbs/08_sampling.ipynb #59d4144a
+# %% ../nbs/08_sampling.ipynb #bf622da0
 def slerp(
     a:Tensor, # first samples, shape `(batch, ...)`
     b:Tensor, # second samples, same shape
     ratio, # share of `a`, from 0 to 1; one number, or one for each sample, shape `(batch,)`
 ) -> Tensor: # shape and type of `a`
     "Spherical linear interpolation of each sample: appendix D of Song et al. (2023)"
+    check_interpolation(a, b, ratio, "ratio")
     u, v = (x.reshape(len(x), math.prod(x.shape[1:])).to(at_least_float32(x.dtype)) for x in (a, b))
     r = torch.as_tensor(ratio, dtype=u.dtype, device=u.device).expand(len(u))[:, None]
     u1, v1 = torch.nn.functional.normalize(u, dim=1), torch.nn.functional.normalize(v, dim=1)

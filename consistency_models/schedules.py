@@ -6,15 +6,15 @@
 __all__ = ['karras_schedule', 'timesteps_schedule', 'improved_timesteps_schedule', 'ema_decay_rate_schedule',
            'lognormal_probabilities', 'lognormal_timestep_distribution']
 
-# %% ../nbs/01_schedules.ipynb #2f50b0aa
+# %% ../nbs/01_schedules.ipynb #524cd3aa
 import math
 
 import torch
 from torch import Tensor
 
-from .utils import check_ascending, check_integer, check_number, draw_device
+from .utils import as_double, check_ascending, check_integer, check_number, draw_device
 
-# %% ../nbs/01_schedules.ipynb #8d56113c
+# %% ../nbs/01_schedules.ipynb #4ceb79de
 def karras_schedule(
     num_timesteps:int, # $N$, at least 2
     sigma_min:float=0.002, # smallest noise level, the first entry
@@ -28,10 +28,12 @@ def karras_schedule(
     sigma_min = check_number(sigma_min, "sigma_min", 1e-15)
     sigma_max = check_number(sigma_max, "sigma_max", sigma_min, 1e15, above=True)
     rho = check_number(rho, "rho", 0.05, 1e6)
+    dtype = dtype or torch.float32
+    if not dtype.is_floating_point: raise TypeError(f"dtype must be floating, got {dtype}")
     roots = torch.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_timesteps, dtype=torch.float64)
     sigmas = roots**rho
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
-    return sigmas.to(dtype or torch.float32).to(device)
+    return sigmas.to(dtype).to(device)
 
 # %% ../nbs/01_schedules.ipynb #64dbe22a
 def _check_steps(current, total, initial, final, fewest:int):
@@ -80,7 +82,7 @@ def ema_decay_rate_schedule(
     mu = check_number(initial_ema_decay_rate, "initial_ema_decay_rate", 0, 1, above=True)
     return math.exp(check_integer(initial_timesteps, "initial_timesteps", 1) * math.log(mu) / num_timesteps)
 
-# %% ../nbs/01_schedules.ipynb #3e1e264a
+# %% ../nbs/01_schedules.ipynb #557962ab
 def lognormal_probabilities(
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
     mean:float=-1.1, # mean of $\ln\sigma$
@@ -88,6 +90,7 @@ def lognormal_probabilities(
 ) -> Tensor: # $p(\sigma_i)$, shape `(num_timesteps - 1,)`, sums to one
     "Probability of each step of the grid under a lognormal distribution: section 3.5 of Song & Dhariwal (2023)"
     sigmas = check_ascending(sigmas)
+    device, sigmas = sigmas.device, as_double(sigmas)
     mean = check_number(mean, "mean", -1000, 1000)
     std = min(max(check_number(std, "std", 0, above=True), 1e-12), 1e6)   # beyond these it no longer matters
     z = (sigmas.log() - mean) / std
@@ -95,7 +98,8 @@ def lognormal_probabilities(
     log_near, log_far = torch.special.log_ndtr(-near), torch.special.log_ndtr(-far)
     tail = log_near + torch.log1p(-torch.exp(log_far - log_near))            # both ends on one side of the bell
     centre = torch.log1p(-torch.exp(log_near) - torch.exp(log_far))          # the bell's centre lies between them
-    return torch.where(z[1:].sign() * z[:-1].sign() > 0, tail, centre).softmax(0)
+    p = torch.where(z[1:].sign() * z[:-1].sign() > 0, tail, centre).softmax(0)
+    return p.float().to(device) if device.type == "mps" else p
 
 # %% ../nbs/01_schedules.ipynb #97bc8f90
 def lognormal_timestep_distribution(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-__all__ = ['shard_seed', 'data_order', 'learning_rate', 'RunOptions', 'Trainer', 'TrainingState', 'finish_first', 'write_checkpoint', 'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch']
+__all__ = ['shard_seed', 'data_order', 'learning_rate', 'RunOptions', 'Trainer', 'new_accelerator', 'TrainingState', 'finish_first', 'write_checkpoint', 'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch']
 
 def shard_seed(seed: int, step: int, shard: int) -> int:
     ...
@@ -47,6 +47,7 @@ class Trainer(RunOptions):
     ema_decay: float = ...
     optimizer: Callable = ...
     step: Any = field(init=False)
+    thread: Any = field(init=False)
     device: Any = field(init=False)
     average: Any = field(init=False)
     needs_teacher: Any = field(init=False)
@@ -70,6 +71,9 @@ class Trainer(RunOptions):
 
     def resume(self) -> bool:
         ...
+
+def new_accelerator(precision: str=..., tracker: str | None=..., folder: str | Path | None=...):
+    ...
 
 class _SeededSamples(Dataset):
     data: Dataset

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ideal_denoiser', 'exact_consistency_function', 'add_noise', 'consistency_pair', 'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like', 'ImprovedConsistencyTraining']
 
-# %% ../nbs/06_consistency_training.ipynb #cfc36c4c
+# %% ../nbs/06_consistency_training.ipynb #19a1f9ff
 from dataclasses import dataclass
 
 import torch
@@ -15,21 +15,24 @@ from torch import Tensor
 from .parameterization import model_forward_wrapper
 from .schedules import karras_schedule, timesteps_schedule
 from .utils import (
-    at_least_float32, bind_kwargs, check_floating, check_number, draw_device, pad_dims_like, randn_like, random_state, replay)
+    as_double, at_least_float32, bind_kwargs, check_ascending, check_floating, check_number, draw_device, pad_dims_like,
+    randn_like, random_state, replay)
 
-# %% ../nbs/06_consistency_training.ipynb #3094b3db
+# %% ../nbs/06_consistency_training.ipynb #effcaf9f
 def ideal_denoiser(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
     data:Tensor, # all clean samples, shape `(m, ...)`
 ) -> Tensor: # $E[x_0 | x_\sigma = x]$, shape of `x`
     "The best possible denoiser of a finite data set: Karras et al. (2022), appendix B.3"
-    points, candidates = x.double().flatten(1), data.to(x.device, torch.float64).flatten(1)
-    sigma = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x))
+    check_floating(x, "x")
+    points = as_double(x).flatten(1)
+    candidates, sigma = as_double(data).to(points.device), as_double(sigma).to(points.device)
+    candidates, sigma = candidates.flatten(1), sigma.expand(len(x))
     w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2)).softmax(1)
-    return (w @ candidates).reshape(x.shape).to(x.dtype)
+    return (w @ candidates).reshape(x.shape).to(x)
 
-# %% ../nbs/06_consistency_training.ipynb #a241b962
+# %% ../nbs/06_consistency_training.ipynb #d2d9474a
 def exact_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
@@ -39,24 +42,26 @@ def exact_consistency_function(
     path:bool=False, # return all points of the path, shape `(steps + 1, batch, ...)`, instead of its end
 ) -> Tensor: # $f^*(x, \sigma)$, shape of `x`
     "The exact consistency function of a finite data set: the probability-flow ODE, solved by Algorithm 1 of Karras et al. (2022)"
-    start = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).expand(len(x))
-    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=x.device)[:, None]
+    points = [as_double(x)]
+    start = as_double(sigma).to(points[0].device).expand(len(x))
+    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=start.device)[:, None]
     levels = (sigma_min ** (1 / 7) + grid * (start ** (1 / 7) - sigma_min ** (1 / 7))) ** 7
     slope = lambda x, s: (x - ideal_denoiser(x, s, data)) / pad_dims_like(s, x)
-    points = [x.double()]
     for now, then in zip(levels[:-1], levels[1:]):
         d = slope(points[-1], now)
         guess = points[-1] + pad_dims_like(then - now, x) * d
         points.append(points[-1] + pad_dims_like(then - now, x) * (d + slope(guess, then)) / 2)
-    return (torch.stack(points) if path else points[-1]).to(x.dtype)
+    return (torch.stack(points) if path else points[-1]).to(x)
 
-# %% ../nbs/06_consistency_training.ipynb #f68c4ca8
+# %% ../nbs/06_consistency_training.ipynb #b88656fd
 def add_noise(
     x:Tensor, # clean samples, shape `(batch, ...)`
     noise:Tensor, # standard normal noise, shape of `x`
     sigma:Tensor, # noise levels, shape `(batch,)`
 ) -> Tensor: # noisy samples, shape and type of `x`
     "Noisy samples $x + \\sigma z$"
+    check_floating(x, "x")
+    if noise.shape != x.shape: raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(noise.shape)}")
     return (x + pad_dims_like(sigma, x) * noise).to(x.dtype)
 
 # %% ../nbs/06_consistency_training.ipynb #70c3b8d9
@@ -89,13 +94,13 @@ class ConsistencyTrainingOutput:
     current_sigmas: Tensor|None = None # each sample's $\sigma_n$, shape `(batch,)`
     next_sigmas: Tensor|None = None # each sample's $\sigma_{n+1}$, shape `(batch,)`
 
-# %% ../nbs/06_consistency_training.ipynb #614174bf
+# %% ../nbs/06_consistency_training.ipynb #9b253ba6
 def check_settings(
     training, # an object with the fields of `ConsistencyTraining`
     schedule, # the schedule of its number of levels
 ):
     "Raise now what a training step with these settings would raise later"
-    karras_schedule(2, training.sigma_min, training.sigma_max, training.rho)
+    check_ascending(karras_schedule(training.final_timesteps + 1, training.sigma_min, training.sigma_max, training.rho))
     check_number(training.sigma_data, "sigma_data", 1e-15, 1e15)
     schedule(0, 1, training.initial_timesteps, training.final_timesteps)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer',
-           'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device',
-           'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images', 'image_grid',
-           'to_png']
+           'as_tensor', 'as_double', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay',
+           'draw_device', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style',
+           'show_images', 'image_grid', 'to_png']
 
 # %% ../nbs/00_utils.ipynb #d2f989e5
 import os
@@ -96,7 +96,15 @@ def as_tensor(
     if tensor.is_complex(): raise TypeError(f"{name} must be real, got {tensor.dtype}")
     return tensor
 
-# %% ../nbs/00_utils.ipynb #ecde098e
+# %% ../nbs/00_utils.ipynb #52ba61d8
+def as_double(
+    x, # a real tensor, or numbers
+) -> Tensor: # the same in float64; on the CPU if its device has none, as Apple's GPUs have not
+    "Double precision, wherever it is to be had"
+    if not isinstance(x, Tensor): return torch.as_tensor(x, dtype=torch.float64)
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+# %% ../nbs/00_utils.ipynb #1ecf8b94
 def check_ascending(
     sigmas:Tensor, # noise levels
 ) -> Tensor: # the same in the best precision of their device
@@ -105,7 +113,7 @@ def check_ascending(
     sigmas = sigmas.to(at_least_float32(sigmas.dtype) if sigmas.device.type == "mps" else torch.float64)
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas must be one-dimensional with at least two noise levels, got shape {tuple(sigmas.shape)}")
-    if not (sigmas[0] > 0 and (sigmas.diff() > 0).all()):
+    if not (sigmas[0] > 0 and (sigmas.diff() > 0).all() and sigmas[-1].isfinite()):
         raise ValueError("sigmas must be positive and ascending, as karras_schedule gives them")
     return sigmas
 
@@ -120,24 +128,24 @@ def bind_kwargs(
     if not isinstance(model_kwargs, dict | None): raise TypeError(f"model_kwargs must be a dictionary, got {type(model_kwargs).__name__}")
     return partial(model, **(model_kwargs or {}), **kwargs)
 
-# %% ../nbs/00_utils.ipynb #cf9c2c01
+# %% ../nbs/00_utils.ipynb #7fd24b9b
 def random_state(
     device:torch.device, # where the network runs
 ) -> dict: # states of the global generators a network on `device` may draw from
     "Note where the global random generators stand, to `replay` them later"
     state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda": state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type in ("cuda", "xpu"): state[device.type] = getattr(torch, device.type).get_rng_state(device)
     if device.type == "mps": state["mps"] = torch.mps.get_rng_state()
     return state
 
-# %% ../nbs/00_utils.ipynb #c4a737eb
+# %% ../nbs/00_utils.ipynb #fe9ede21
 def set_random_state(
     state:dict, # what `random_state` returned
     device:torch.device, # the same device
 ):
     "Put the global random generators back where `random_state` found them"
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda": torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type in ("cuda", "xpu"): getattr(torch, device.type).set_rng_state(state[device.type], device)
     if device.type == "mps": torch.mps.set_rng_state(state["mps"])
 
 # %% ../nbs/00_utils.ipynb #0c4ed9fd
@@ -199,11 +207,11 @@ def _sync_folder(path):
     try: os.fsync(folder)
     finally: os.close(folder)
 
-# %% ../nbs/00_utils.ipynb #fb8d5095
+# %% ../nbs/00_utils.ipynb #dbe0804b
 def _floating_and_other(model:nn.Module):
-    "The model's parameters and buffers as two dictionaries: floating ones, and the rest"
+    "The model's parameters and buffers as two dictionaries: floating (or complex) ones, and the rest"
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    floating = {k: v.detach() for k, v in tensors.items() if v.is_floating_point()}
+    floating = {k: v.detach() for k, v in tensors.items() if v.is_floating_point() or v.is_complex()}
     return floating, {k: v for k, v in tensors.items() if k not in floating}
 
 # %% ../nbs/00_utils.ipynb #ead6a11c

@@ -2,7 +2,7 @@
 from typing import Any
 import torch
 from torch import Tensor, nn
-__all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer', 'as_tensor', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images', 'image_grid', 'to_png']
+__all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer', 'as_tensor', 'as_double', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images', 'image_grid', 'to_png']
 
 def pad_dims_like(x: Tensor, other: Tensor) -> Tensor:
     ...
@@ -20,6 +20,9 @@ def check_integer(value, name: str, low: int, high: int=...) -> int:
     ...
 
 def as_tensor(value, name: str, device: torch.device | None=...) -> Tensor:
+    ...
+
+def as_double(x) -> Tensor:
     ...
 
 def check_ascending(sigmas: Tensor) -> Tensor:

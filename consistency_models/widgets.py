@@ -9,7 +9,7 @@ __all__ = ['PAINT_JS', 'PAINT_CSS', 'TASKS', 'LatestWins', 'Live', 'sample_steps
            'schedule_explorer', 'parameterization_explorer', 'timesteps_explorer', 'huber_explorer', 'drawn_points',
            'path_picture', 'trajectory_explorer', 'training_picture', 'Dashboard', 'training_dashboard', 'app']
 
-# %% ../nbs/13_widgets.ipynb #ab15aadc
+# %% ../nbs/13_widgets.ipynb #ee0243e8
 import html
 import io
 import math
@@ -18,6 +18,7 @@ import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from contextlib import closing
 
 import anywidget
 import ipywidgets
@@ -213,7 +214,7 @@ def sampling_explorer(
         return sampling_picture(net, 8, rows, ordered_levels(*list(sigmas.values())[:steps - 1]), seed, label, clip)
     return Live(draw, controls)
 
-# %% ../nbs/13_widgets.ipynb #0e8a31e7
+# %% ../nbs/13_widgets.ipynb #85375fde
 def film(
     live:Live, # any of the explorers
     settings:list, # a dictionary of values for each frame
@@ -221,7 +222,8 @@ def film(
 ) -> bytes: # an animated PNG
     "A film of an explorer, for pages without a kernel"
     frames = [PILImage.open(io.BytesIO(live.draw(**(live.values() | values)))).convert("RGB") for values in settings]
-    file, (first, *others) = io.BytesIO(), [f.quantize(32) for f in frames]
+    palette = to_pil_image(torch.cat([pil_to_tensor(f) for f in frames], 1)).quantize(32) # one for all frames: smaller, and no flicker
+    file, (first, *others) = io.BytesIO(), [f.quantize(palette=palette, dither=PILImage.Dither.NONE) for f in frames]
     first.save(file, "PNG", save_all=True, append_images=others, duration=duration, loop=0)
     return file.getvalue()
 
@@ -702,7 +704,7 @@ def training_picture(
         right.set_title("samples")
     return figure_png(plot, 9)
 
-# %% ../nbs/13_widgets.ipynb #7095e707
+# %% ../nbs/13_widgets.ipynb #ff58114d
 class Dashboard(ipywidgets.VBox):
     "A training run with its progress, pictures and a button to stop it"
     def __init__(self, trainer:Trainer, sample:Callable, every:int=100):
@@ -717,21 +719,26 @@ class Dashboard(ipywidgets.VBox):
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-# %% ../nbs/13_widgets.ipynb #a024c93e
+    def close(self):
+        "Stop the run, with a checkpoint if the trainer has a folder, and take the widget away"
+        self.stopping.set()
+        if self.thread is not threading.current_thread(): self.thread.join()
+        super().close()
+
+# %% ../nbs/13_widgets.ipynb #8b7bdb0e
 @patch
 def _run(self:Dashboard):
     "Train in the thread until the end or the button; errors are written where the numbers stand"
-    states, start = self.trainer.train(), (time.perf_counter(), self.trainer.step)
+    start = time.perf_counter(), self.trainer.step
     try:
-        for state in states:
-            self.losses.update(state)
-            self.history.append((state.step, state.num_timesteps))
-            if state.step % self.every == 0 or state.step == state.steps: self._update(state, *start)
-            if self.stopping.is_set(): break
+        with closing(self.trainer.train()) as states:
+            for state in states:
+                self.losses.update(state)
+                self.history.append((state.step, state.num_timesteps))
+                if state.step % self.every == 0 or state.step == state.steps: self._update(state, *start)
+                if self.stopping.is_set(): break
     except Exception as e: self.numbers.value = f"<pre>{html.escape(str(e))}</pre>"
-    finally:
-        states.close()
-        self.button.disabled = True
+    finally: self.button.disabled = True
 
 # %% ../nbs/13_widgets.ipynb #c04e48b9
 @patch

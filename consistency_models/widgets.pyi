@@ -170,6 +170,9 @@ class Dashboard(ipywidgets.VBox):
     def __init__(self, trainer: Trainer, sample: Callable, every: int=...):
         ...
 
+    def close(self):
+        ...
+
 def training_dashboard(trainer: Trainer, sample: Callable, every: int=...) -> Dashboard:
     ...
 

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from consistency_models import ImageFolder, from_pretrained, load_digits
-from consistency_models.cli import COMMANDS, RECIPES, demo, describe, in_memory, main, make_trainer, named_mask, open_data, parser_for, recipe_for
+from consistency_models import MLP, ImageFolder, UNet, colour_shapes, from_pretrained, load_digits, save_pretrained
+from consistency_models.cli import COMMANDS, RECIPES, demo, describe, in_memory, main, make_trainer, named_mask, nearest_distance, open_data, parser_for, recipe_for
 
 COMMAND = [sys.executable, "-c", "import sys; from consistency_models.cli import main; sys.exit(main())"]
 
@@ -55,6 +56,45 @@ def test_recipe_on_the_card_gives_the_same_weights(checkpoint, tmp_path):
     assert main([*command, "--out", str(tmp_path / "again")]) == 0
     first, again = (from_pretrained(path) for path in (checkpoint, str(tmp_path / "again")))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+
+
+def test_a_card_gives_a_command_for_names_with_spaces(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my pictures").symlink_to(folder)
+    assert main(["train", "--data", "my pictures", "--steps", "1", "--batch-size", "2"]) == 0
+    assert "'my pictures'" in from_pretrained("runs/my pictures").notes["recipe"]["command"]
+
+
+@pytest.mark.parametrize("command", [
+    ["sample", "digits", "--columns", "0"], ["sample", "digits", "--labels", "inf"], ["sample", "digits", "--labels", "1.7"],
+    ["evaluate", "digits", "--seeds", "0"], ["train", "--data", "digits", "--size", "16"], ["train", "--tracker", "wandb"]])
+def test_options_that_cannot_be_met_are_refused_in_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_models_that_do_not_say_what_is_needed_are_refused(tmp_path, capsys):
+    save_pretrained(MLP(width=8, depth=1), tmp_path / "points", shape=[2])
+    assert main(["sample", str(tmp_path / "points")]) == 1
+    save_pretrained(UNet(channels=(8, 16), num_classes=10), tmp_path / "images", shape=[1, 8, 8])
+    assert main(["evaluate", str(tmp_path / "images")]) == 1 and "--data" in capsys.readouterr().err
+
+
+def test_evaluate_takes_the_size_of_the_model(tmp_path, monkeypatch):
+    assert main(["train", "--data", "shapes", "--size", "16", "--steps", "1", "--batch-size", "2", "--precision", "no", "--out", str(tmp_path)]) == 0
+    seen = []
+    monkeypatch.setattr("consistency_models.cli.train_classifier", lambda x, *args: seen.append(x.shape[1:]))
+    monkeypatch.setattr("consistency_models.cli.recognition_rate", lambda x, *args: 1.)
+    monkeypatch.setattr("consistency_models.cli.measure", lambda net, x, *args: seen.append(x.shape[1:]) or {})
+    assert main(["evaluate", str(tmp_path)]) == 0 and seen == [(3, 16, 16)] * 2
+
+
+def test_nearest_neighbours_are_exact_and_copies_are_found():
+    x = colour_shapes(300, 16, torch.Generator().manual_seed(0))[0]
+    d = torch.cdist(x.flatten(1).double(), x.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    torch.testing.assert_close(nearest_distance(x, x), d.min(1).values.float())
+    assert (nearest_distance(x[:50], x) == 0).all()
 
 
 def test_folder_of_a_run_is_named_after_the_data(folder, tmp_path, monkeypatch):

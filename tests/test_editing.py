@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from consistency_models import (
     LUMINANCE,
+    MLP,
     ConsistencySamplingAndEditing,
     Operator,
     as_network,
@@ -27,6 +28,7 @@ from consistency_models import (
     model_forward_wrapper,
     orthogonal_basis,
     outpaint,
+    preset_mask,
     slerp,
     split_patches,
     stroke_to_image,
@@ -261,6 +263,24 @@ def test_the_default_levels_end_at_the_samplers_sigma_min():
     net = Listening()
     inpaint(net, torch.zeros(2, 3), torch.ones(3), sampler=ConsistencySamplingAndEditing(sigma_min=0.01))
     assert net.levels[-1] == pytest.approx(0.01)
+
+
+def test_known_values_stay_exact_under_autocast():
+    gray, low = uniform(2, 1, 8, 8), uniform(2, 1, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x, y = colorize(plain, gray, SIGMAS, generator=seeded()), super_resolve(plain, low, 2, SIGMAS, generator=seeded())
+    torch.testing.assert_close(grey(x), gray, rtol=0, atol=1e-6)
+    torch.testing.assert_close(F.avg_pool2d(y, 2), low, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 3), (8, 3), (28, 28)])
+def test_the_centre_is_never_empty(size):
+    assert 0 < preset_mask("center", *size).mean() <= 1
+
+
+def test_a_network_behind_data_parallel_keeps_its_sigma_data():
+    net, y, mask = MLP(2, 8, 1, sigma_data=1.3), torch.ones(2, 2), torch.tensor([0., 1.])
+    assert torch.equal(*(inpaint(n, y, mask, SIGMAS, generator=seeded()) for n in (net, nn.DataParallel(net))))
 
 
 def test_the_default_sampler_takes_sigma_data_from_the_model():

@@ -108,6 +108,11 @@ def test_pseudo_huber_of_huge_finite_errors_is_no_nan(dtype):
     assert not loss.isnan().any() and not x.grad.isnan().any()
 
 
+def test_pseudo_huber_of_the_largest_numbers_is_no_nan():
+    x = torch.full((1, 4), 3e38)
+    assert not pseudo_huber_loss(x, -x).isnan().any()
+
+
 def test_pseudo_huber_with_a_tiny_c_is_no_nan():
     """The square of 1e-30 is zero in float32."""
     x = torch.zeros(2, 3, requires_grad=True)

@@ -4,6 +4,7 @@ import math
 import pickle
 import struct
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from consistency_models import (
     frechet_distance,
     load_digits,
     measure_sigma_data,
+    read_image,
     recognition_rate,
     spiral,
     torchvision_dataset,
@@ -412,6 +414,23 @@ def test_image_folder_refuses_an_empty_or_missing_folder(tmp_path):
     ({"channels": 4}, ValueError)))
 def test_image_folder_refuses_bad_options(folder, options, error):
     with pytest.raises(error, match=next(iter(options))): ImageFolder(folder, **options)
+
+
+def test_photos_stand_upright_and_16_bits_keep_their_greys(tmp_path):
+    photo = np.zeros((8, 8, 3), np.uint8)
+    photo[:, :4] = 255                              # white at the left, to be turned clockwise: white above
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / "b.png")
+    for upright, ramp in ((ImageFolder(tmp_path, 8)[i][:1] for i in (0, 1)), (read_image(tmp_path / n, 1, 8, 8) for n in ("a.png", "b.png"))):
+        assert upright[0, 0].min() == 1 and upright[0, -1].max() == -1
+        assert (ramp.flatten() - torch.linspace(-1, 1, 64)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_pictures_have_one_channel_or_three(tmp_path, channels):
+    with pytest.raises(ValueError, match="channels"): read_image(tmp_path, channels, 8, 8)
 
 
 def test_image_folder_can_be_sent_to_loader_processes(folder):

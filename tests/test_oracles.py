@@ -14,6 +14,7 @@ from consistency_models import (
     ImprovedConsistencyTraining,
     Precondition,
     UNet,
+    add_noise,
     as_network,
     exact_consistency_function,
     gaussian_consistency_function,
@@ -25,6 +26,7 @@ from consistency_models import (
     output_scaling,
     pseudo_huber_loss,
     skip_scaling,
+    slerp,
 )
 
 MEAN, STD = 0.3, 0.5
@@ -323,6 +325,24 @@ def test_exact_function_is_constant_along_its_own_path(points, sigma):
     for i in range(10, 101, 15):
         again = exact_consistency_function(path[i], path_levels(sigma, 100)[i], points, steps=100)
         assert (again - path[-1]).norm(dim=1).quantile(0.9) < 0.01
+
+
+def test_whole_numbers_are_no_samples():
+    x = torch.zeros(2, 2, dtype=torch.long)
+    for call in (lambda: ideal_denoiser(x, 1., torch.randn(3, 2)), lambda: gaussian_consistency_function(x, 2.),
+                 lambda: add_noise(x, x, torch.ones(2)), lambda: slerp(x, x, 0.5)):
+        with pytest.raises(TypeError, match="float"): call()
+
+
+def test_noise_must_have_the_shape_of_the_samples():
+    for shape in ((1, 3), (4, 1), (2, 4, 3)):
+        with pytest.raises(ValueError, match="shape of x"): add_noise(torch.zeros(4, 3), torch.ones(shape), torch.ones(4))
+
+
+def test_a_number_is_a_level_of_the_precision_of_the_samples():
+    x, net = torch.randn(3, 4, dtype=torch.float64), lambda x, sigma: x.tanh()
+    assert torch.equal(model_forward_wrapper(net, x, 0.3), model_forward_wrapper(net, x, torch.full((3,), 0.3, dtype=torch.float64)))
+    assert torch.equal(gaussian_consistency_function(x, 0.3), gaussian_consistency_function(x, torch.full((3,), 0.3, dtype=torch.float64)))
 
 
 def test_path_starts_at_the_sample_and_ends_at_the_answer(points):

@@ -132,6 +132,20 @@ def test_push_to_hub_uploads_the_folder(tmp_path, monkeypatch):
     assert set(seen) == {"README.md", "config.json", "model.safetensors"} and b'from_pretrained("me/model")' in seen["README.md"]
 
 
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
+    save_pretrained(unet(), tmp_path, title="First")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for notes in ({"quality": {"distance": torch.ones(1)}}, {"recipe": "by hand"}):
+        with pytest.raises(TypeError): save_pretrained(unet(), tmp_path, **notes)
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_the_card_is_that_of_the_model_saved_last(tmp_path):
+    for title in ("First", "Second"): save_pretrained(unet(), tmp_path, title=title)
+    card = (tmp_path / "README.md").read_text()
+    assert "Second" in card and "First" not in card
+
+
 # Networks of diffusers
 
 @pytest.fixture(scope="module")

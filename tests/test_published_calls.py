@@ -278,6 +278,11 @@ def test_name_can_be_imported(name, module):
     assert found is getattr(consistency_models, name) and callable(found)
 
 
+def test_complex_weights_are_averaged_too():
+    average, online = (nn.ParameterList([nn.Parameter(torch.full((2,), v, dtype=torch.cfloat))]) for v in (0, 1))
+    assert torch.allclose(next(update_ema_model_(average, online, 0.75).parameters()).detach(), torch.tensor(0.25 + 0j))
+
+
 @pytest.mark.parametrize("name", ["pad_dims_like", "update_ema_model_", "update_ema_model"])
 def test_name_can_be_imported_from_utils(name):
     assert getattr(importlib.import_module("consistency_models.utils"), name) is getattr(consistency_models, name)

@@ -488,6 +488,19 @@ def test_sampling_works_under_autocast():
         torch.testing.assert_close(x, sampler(network, y, SIGMAS, generator=seeded()), rtol=0, atol=0.05)
 
 
+def test_a_verbose_trajectory_is_an_iterator_and_shows_the_level(capsys):
+    steps = sampler.trajectory(plain, torch.zeros(2, 3), SIGMAS, verbose=True)
+    assert next(steps)[0] == 80 and len(list(steps)) == 2
+    assert "σ = 0.5" in capsys.readouterr().err
+
+
+def test_a_network_may_work_in_place():
+    relu, y = nn.ReLU(inplace=True), torch.randn(3, 4, generator=seeded())
+    def through(layer): return sampler(lambda x, s: layer(x), y, [2.], start_from_y=True, add_initial_noise=False)
+    before = y.clone()
+    assert torch.equal(through(relu), through(nn.ReLU())) and torch.equal(y, before)
+
+
 def test_verbose_shows_a_bar_and_changes_nothing_else(capsys):
     y = torch.zeros(2, 3)
     quiet = sampler(plain, y, SIGMAS, generator=seeded())

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from consistency_models import (
+    ConsistencyTraining,
+    ImprovedConsistencyTraining,
     ema_decay_rate_schedule,
     improved_timesteps_schedule,
     karras_schedule,
@@ -263,3 +265,17 @@ def test_draws_come_from_the_global_generator_by_default():
     (0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError), (None, TypeError)))
 def test_draws_refuse_a_bad_count(bad, error):
     with pytest.raises(error, match="num_samples"): lognormal_timestep_distribution(bad, karras_schedule(5))
+
+
+@pytest.mark.parametrize("dtype", (torch.int64, torch.bool))
+def test_schedules_are_no_whole_numbers(dtype):
+    with pytest.raises(TypeError, match="dtype"): karras_schedule(5, dtype=dtype)
+
+
+def test_an_infinite_level_is_refused():
+    with pytest.raises(ValueError, match="sigmas"): lognormal_timestep_distribution(3, torch.tensor([1., float("inf")]))
+
+
+def test_settings_whose_levels_would_coincide_are_refused_at_once():
+    for method in (ConsistencyTraining, ImprovedConsistencyTraining):
+        with pytest.raises(ValueError, match="ascending"): method(sigma_min=1., sigma_max=1.0001, final_timesteps=1280)

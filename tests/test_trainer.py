@@ -6,12 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -24,11 +27,13 @@ from consistency_models import (
     Trainer,
     UNet,
     data_order,
+    finish_first,
     learning_rate,
     progress,
     read_checkpoint,
     shard_seed,
     two_moons,
+    watch,
     write_checkpoint,
 )
 
@@ -194,6 +199,126 @@ def test_a_loader_gives_what_tensors_in_memory_give(workers):
     x, y = digits_and_labels()
     settings = {"net": small_unet, "labels": True, "steps": 4, "channels_last": True}
     assert same(run(make(data=TensorDataset(x, y), **settings)), run(make(data=Pairs(x, y), workers=workers, **settings)))
+
+
+class Shifted(TensorDataset):
+    """A data set in memory that is not a plain one"""
+    def __getitem__(self, i): return (self.tensors[0][i] + torch.randn(2),)
+
+
+def test_a_subclass_of_tensors_in_memory_is_read_sample_by_sample():
+    data = Shifted(torch.zeros(8, 2))
+    x, = next(make(data=data, batch_size=8)._batches())
+    assert len(x.unique(dim=0)) == 8
+    assert same(run(make(data=data, steps=4)), run(make(data=data, steps=4)))
+
+
+@pytest.mark.parametrize("shape", ["(n,)", "(n, 1)", "(n, d)"])
+def test_a_loss_may_have_one_value_for_each_sample_or_more(shape):
+    def loss(a, b):
+        d = (a - b).square()
+        return d if shape == "(n, d)" else d.mean(1, keepdim=shape == "(n, 1)")
+    expected = run(make(steps=3, loss=lambda a, b: (a - b).square().mean(1, keepdim=True)))
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(weights(run(make(steps=3, loss=loss))), weights(expected)))
+
+
+@pytest.mark.parametrize("loss", [nn.functional.mse_loss, lambda a, b: (a - b).square().mean(0)])
+def test_a_loss_without_a_value_for_each_sample_is_refused(loss):
+    with pytest.raises(ValueError, match="each sample"): run(make(loss=loss))
+
+
+class Failing(Pairs):
+    """Raises once, at the 40th sample that is read"""
+    read = 0
+    def __getitem__(self, i):
+        self.read += 1
+        if self.read == 40: raise OSError("away")
+        return super().__getitem__(i)
+
+
+def test_an_error_in_the_middle_of_a_step_leaves_no_trace():
+    settings = {"net": small_unet, "labels": True, "steps": 4, "accumulate": 2}
+    trainer = make(data=Failing(*digits_and_labels()), **settings)
+    with pytest.raises(OSError): run(trainer)
+    assert same(run(trainer), run(make(data=Pairs(*digits_and_labels()), **settings)))
+
+
+class CountingSGD(torch.optim.SGD):
+    """Counts its steps in plain numbers, and falls with them"""
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["lr"] /= group["count"]
+            for p in group["params"]: self.state[p]["own"] = self.state[p].get("own", 0) + 1
+        super().step(closure)
+        assert all(self.state[p]["own"] == group["count"] for p in group["params"])
+
+
+def test_plain_numbers_of_an_optimiser_survive_a_resume(tmp_path):
+    settings = {"optimizer": CountingSGD, "steps": 8, "learning_rate": 0.1}
+    run(make(tmp_path, **settings), until=4)
+    resumed = make(tmp_path, **settings)
+    assert resumed.resume() and same(run(resumed), run(make(**settings)))
+
+
+@pytest.mark.parametrize("change", [{"dropout": 0.5}, {"sigma_data": 1.}, {"precondition": False}])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, change):
+    data = TensorDataset(digits_and_labels()[0])
+    run(make(tmp_path, net=lambda: UNet(channels=(8, 16)), data=data, steps=2))
+    with pytest.raises(ValueError, match="network"): make(tmp_path, net=lambda: UNet(channels=(8, 16), **change), data=data, steps=2).resume()
+
+
+class PlainObjective:
+    """An objective whose text is its place in memory"""
+    def __init__(self): self.inner = ImprovedConsistencyTraining(final_timesteps=20)
+    def __call__(self, model, x, *args, **kwargs): return self.inner(model, x, *args, **kwargs)
+
+
+def test_an_objective_without_a_text_of_its_own_can_be_resumed(tmp_path):
+    run(make(tmp_path, objective=PlainObjective()), until=3)
+    assert make(tmp_path, objective=PlainObjective()).resume()
+
+
+def test_numbers_of_other_libraries_serve_as_settings(tmp_path):
+    run(make(tmp_path, learning_rate=torch.tensor(1e-3), ema_decay=np.float32(0.9), clip_norm=np.float64(1.), steps=2))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_settings_that_cannot_be_kept_are_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="folder"): make(tmp_path / "file")
+    with pytest.raises(ValueError, match="precision"): make(precision="bf16", accelerator=make().accelerator)
+    with pytest.raises(ValueError, match="accumulate"): make(accelerator=Accelerator(gradient_accumulation_steps=4))
+
+
+def test_two_threads_do_not_train_one_trainer():
+    trainer, told = make(steps=10_000), []
+    states = trainer.train()
+    next(states)
+    def second():
+        with pytest.raises(ValueError, match="another thread"): next(trainer.train())
+        told.append(True)
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join()
+    assert told
+
+
+@pytest.mark.parametrize("around", [progress, lambda s: watch(s, None, every=10**6), lambda s: watch(progress(s), None, every=10**6)])
+def test_closing_a_generator_around_the_loop_writes_the_checkpoint(tmp_path, around):
+    inner = make(tmp_path).train()
+    outer = around(inner)
+    next(outer)
+    outer.close()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_handler_of_the_program_hears_ctrl_c():
+    heard, before = [], signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    try:
+        with finish_first(): signal.raise_signal(signal.SIGINT)
+    finally: signal.signal(signal.SIGINT, before)
+    assert heard == [True]
 
 
 class Augmented(Pairs):
@@ -478,6 +603,38 @@ def test_two_processes_killed_and_resumed(tmp_path):
     resumed, ranks = launch(tmp_path, tmp_path / "parts", 2, 12)
     assert 0 < newest < 12 and [len(r["sigmas"]) for r in ranks] == [12 - newest] * 2
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed))
+
+
+UNSEEDED = """
+import sys
+import torch
+from torch.utils.data import TensorDataset
+from consistency_models import MLP, ConsistencyTraining, Trainer
+trainer = Trainer(MLP(width=8, depth=1), TensorDataset(torch.randn(64, 2)), steps=2, objective=ConsistencyTraining())
+parts = [trainer.net, trainer.average, trainer.teacher]
+torch.save([p.detach() for part in parts for p in part.parameters()], f"{sys.argv[1]}/{trainer.accelerator.process_index}.pt")
+"""
+
+
+def on_two_processes(*command):
+    """What a program prints that Accelerate runs on two processes"""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port()), *command]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_start_from_the_same_averages(tmp_path):
+    (tmp_path / "unseeded.py").write_text(UNSEEDED)
+    on_two_processes(tmp_path / "unseeded.py", tmp_path)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert len(ranks[0]) > 6 and all(torch.equal(a, b) for a, b in zip(*ranks, strict=True))
+
+
+def test_the_command_line_trains_on_two_processes(tmp_path):
+    printed = on_two_processes(Path(sys.executable).with_name("consistency-models"), "train", "--data", "digits", "--steps", "3", "--out", tmp_path / "run")
+    assert printed.count("the weights are in") == 1 and (tmp_path / "run" / "model.safetensors").is_file()
 
 
 # Errors

@@ -227,6 +227,32 @@ def make_trainer(**settings): return Trainer(UNet(channels=(8, 16)), TensorDatas
 def blank(net): return torch.zeros(4, 1, 8, 8)
 
 
+def wait_for(condition, seconds=30):
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_closing_a_dashboard_stops_its_run(tmp_path):
+    trainer = make_trainer(steps=100_000, out=tmp_path)
+    dashboard = w.training_dashboard(trainer, blank, every=10**6)
+    wait_for(lambda: trainer.step > 2)
+    dashboard.close()
+    assert not dashboard.thread.is_alive() and len(trainer.checkpoints()) == 1
+
+
+def test_a_second_dashboard_of_a_running_trainer_says_so():
+    trainer = make_trainer(steps=100_000)
+    first = w.training_dashboard(trainer, blank, every=10**6)
+    wait_for(lambda: trainer.step > 2)
+    second = w.training_dashboard(trainer, blank, every=10**6)
+    second.thread.join(30)
+    assert "another thread" in second.numbers.value and first.thread.is_alive()
+    first.close()
+
+
 def test_a_dashboard_follows_a_run_to_its_end():
     dashboard = w.training_dashboard(make_trainer(steps=6), blank, every=2)
     dashboard.thread.join(30)
