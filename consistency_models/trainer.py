@@ -279,7 +279,7 @@ def finish_first():
     finally: signal.signal(signal.SIGINT, before or signal.default_int_handler)
     if pressed: signal.raise_signal(signal.SIGINT)
 
-# %% ../nbs/11_trainer.ipynb #0be8a1a3
+# %% ../nbs/11_trainer.ipynb #26e61571
 @patch
 def train(self:Trainer) -> Iterator[TrainingState]:
     "Run the steps that are left, yielding after each; a checkpoint is written every so often, and at the end however it comes"
@@ -297,6 +297,7 @@ def train(self:Trainer) -> Iterator[TrainingState]:
                 saved = self.step
             yield state
     finally:
+        self.thread = None
         if self.out and self.step > saved: self.save()
         for tracker in self.accelerator.trackers: tracker.finish()
 

@@ -302,6 +302,11 @@ def test_two_threads_do_not_train_one_trainer():
     thread.start()
     thread.join()
     assert told
+    states.close()
+    thread = threading.Thread(target=run, args=(trainer, 5))
+    thread.start()
+    thread.join()
+    assert trainer.step == 5
 
 
 @pytest.mark.parametrize("around", [progress, lambda s: watch(s, None, every=10**6), lambda s: watch(progress(s), None, every=10**6)])
