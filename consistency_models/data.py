@@ -117,13 +117,14 @@ def torchvision_dataset(
     if not isinstance(getattr(datasets, name, None), type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
     return getattr(datasets, name)(root, train=train, download=download, transform=_to_tensor(size))
 
-# %% ../nbs/05_data.ipynb #5ca7d33c
+# %% ../nbs/05_data.ipynb #0cc39533
 _KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 
 def _open(source):
     "Open a file or a stream if it holds a picture in one of these formats"
     from PIL import Image
-    return Image.open(source, formats=sorted(set(_KINDS.values())))
+    try: return Image.open(source, formats=sorted(set(_KINDS.values())))
+    except Image.DecompressionBombError as e: raise ValueError(f"this picture is too large: {e}") from e
 
 def _upright(image, mode:str):
     "Turn a photo the way it was held, bring 16 bits down to 8, and convert"
@@ -149,7 +150,7 @@ class ImageFolder(torch.utils.data.Dataset):
     def __getitem__(self, i:int) -> Tensor:
         with _open(self.files[i]) as image: return self.transform(_upright(image, "RGB"))
 
-# %% ../nbs/05_data.ipynb #2505a5b2
+# %% ../nbs/05_data.ipynb #6dcfb168
 def read_image(
     source:str|Path|bytes, # a file, or its content
     channels:int, # 3 for colour, 1 for grey
@@ -157,14 +158,14 @@ def read_image(
     width:int, # pixels
 ) -> Tensor: # in [-1, 1], shape `(channels, height, width)`
     "Read one picture and scale it to a size"
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
     from torchvision.transforms.v2.functional import pil_to_tensor
     if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
     if not isinstance(source, bytes) and not Path(source).is_file(): raise ValueError(f"there is no picture {source}")
     try:
         with _open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             small = _upright(image, "L" if channels == 1 else "RGB").resize((width, height))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
+    except (UnidentifiedImageError, OSError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
     return pil_to_tensor(small).float() / 127.5 - 1
 
 # %% ../nbs/05_data.ipynb #9c35b261

@@ -428,6 +428,13 @@ def test_photos_stand_upright_and_16_bits_keep_their_greys(tmp_path):
         assert (ramp.flatten() - torch.linspace(-1, 1, 64)).abs().max() < 0.02
 
 
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for read in (lambda: ImageFolder(tmp_path, 8)[0], lambda: read_image(tmp_path / "a.png", 1, 8, 8)):
+        with pytest.raises(ValueError, match="too large"): read()
+
+
 @pytest.mark.parametrize("channels", [0, 2, 4])
 def test_pictures_have_one_channel_or_three(tmp_path, channels):
     with pytest.raises(ValueError, match="channels"): read_image(tmp_path, channels, 8, 8)
