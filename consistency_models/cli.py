@@ -88,7 +88,7 @@ def trained_network(
     "A trained network that fits the data, ready to be trained further"
     net = from_pretrained(start)
     for name, wanted in (("in_channels", facts["shape"][0]), ("num_classes", facts["num_classes"])):
-        if net.config[name] != wanted: raise ValueError(f"{start} does not fit the data: its {name} is {net.config[name]}, the data needs {wanted}")
+        if net.config.get(name) != wanted: raise ValueError(f"{start} does not fit the data: its {name} is {net.config.get(name)}, the data needs {wanted}")
     return net.train().requires_grad_(True)
 
 # %% ../nbs/14_cli.ipynb #80f99a11
@@ -142,7 +142,7 @@ def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
     options = [part for k, v in given.items() if v is not None for part in (f"--{k.replace('_', '-')}", str(v))]
     command = shlex.join(["consistency-models", "train", *options])
     save_pretrained(trainer.average, out, title=f"A consistency model of {given['data']}", shape=describe(trainer.data)["shape"],
-                    recipe={"command": command, "data": given["data"], "seed": given["seed"]} | {k: str(v) for k, v in recipe.items()})
+                    recipe={"command": command, "data": given["data"], "seed": given["seed"], "processes": trainer.accelerator.num_processes} | {k: str(v) for k, v in recipe.items()})
     print(f"the weights are in {out}/model.safetensors")
 
 # %% ../nbs/14_cli.ipynb #d04d882b
@@ -272,7 +272,7 @@ def measure(
         "distance, one step": [frechet_distance(images, x, judge.features) for x in one],
         "distance, two steps": [frechet_distance(images, x, judge.features) for x in two],
         "asked class recognised, one step": [100 * recognition_rate(x, labels, judge) for x in one],
-        "closer to training data than real images typically are": [100 * (nearest_distance(x, training) < typical).double().mean().item() for x in one]}
+        "closer to training data than real images typically are": [100 * (nearest_distance(x, training) < typical).float().mean().item() for x in one]}
 
 # %% ../nbs/14_cli.ipynb #2499211e
 def print_table(
@@ -298,7 +298,9 @@ def evaluate(
     name, device = data or net.notes.get("recipe", {}).get("data"), next(net.parameters()).device
     if not name: raise ValueError(f"{model} does not say what it was trained on; give --data")
     seeds, size = check_integer(seeds, "seeds", 1), net.notes["shape"][-1]
-    (training, classes), (images, labels) = ([t.to(device) for t in open_data(name, size, root, part).tensors] for part in (True, False))
+    parts = [open_data(name, size, root, part) for part in (True, False)]
+    if not all(isinstance(d, TensorDataset) and len(d.tensors) == 2 for d in parts): raise ValueError(f"{name} has no classes, or is too large for the memory; evaluate needs images with classes")
+    (training, classes), (images, labels) = ([t.to(device) for t in d.tensors] for d in parts)
     if list(images.shape[1:]) != net.notes["shape"]: raise ValueError(f"{model} makes images of shape {net.notes['shape']}, {name} has {list(images.shape[1:])}")
     judge = train_classifier(training, classes, 800 if len(training) < 10_000 else 3000)
     print(f"the judge is right on {recognition_rate(images, labels, judge):.1%} of {len(images)} real images" + " (its own training images)" * (name == "digits"))

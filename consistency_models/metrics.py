@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .parameterization import model_forward_wrapper
 from .training import exact_consistency_function
-from .utils import check_floating, check_integer, draw_device, randn_like, write_whole
+from .utils import as_double, check_floating, check_integer, draw_device, randn_like, write_whole
 
 # %% ../nbs/10_metrics.ipynb #96d2f0d3
 def _check_sets(real:Tensor, fake:Tensor):
@@ -35,13 +35,22 @@ def feature_statistics(
     batch_size:int=512, # samples pushed through `features` at a time
 ) -> dict[str, Tensor]: # `sum`, `outer` and `number` of the features, in float64
     "What the Fréchet distance needs to know of one set of samples"
-    from safetensors.torch import load_file, save
-    if path is not None and Path(path).is_file(): return load_file(path)
+    from safetensors.torch import save
+    if path is not None and Path(path).is_file(): return _read_statistics(path)
     parts = [features(batch) for batch in x.split(batch_size)]
     if not all(isinstance(f, Tensor) and f.ndim == 2 for f in parts): raise ValueError("features must return a tensor of shape (batch, num_features)")
-    parts = [f.double().cpu() for f in parts]
+    parts = [as_double(f).cpu() for f in parts]
     total = {"sum": sum(f.sum(0) for f in parts), "outer": sum(f.T @ f for f in parts), "number": torch.tensor(len(x))}
     if path is not None: write_whole(path, save(total))
+    return total
+
+def _read_statistics(path) -> dict[str, Tensor]:
+    "Statistics from a file"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try: total = load_file(path)
+    except SafetensorError as e: raise ValueError(f"{path} is damaged, or holds no statistics; delete it to compute them anew") from e
+    if total.keys() != {"sum", "outer", "number"}: raise ValueError(f"{path} holds no statistics of features, but {', '.join(total)}")
     return total
 
 # %% ../nbs/10_metrics.ipynb #0089b820
@@ -57,6 +66,7 @@ def frechet_distance(
     b = feature_statistics(fake, features, batch_size=batch_size)
     if a.keys() != b.keys(): raise ValueError(f"real must be samples, or what feature_statistics returns, got a dictionary of {list(a)}")
     if a["sum"].shape != b["sum"].shape: raise ValueError(f"the statistics are of {len(a['sum'])} features, but features returns {len(b['sum'])}")
+    if min(int(a["number"]), int(b["number"])) < 2: raise ValueError("the statistics must be of at least two samples")
     _warn_if_few(min(int(a["number"]), int(b["number"])), len(b["sum"]))
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
     cross = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
@@ -115,12 +125,14 @@ def train_classifier(
     seed:int=0, # makes the result repeatable
 ) -> Classifier: # in evaluation mode, on the device of `images`
     "Train a `Classifier`, leaving the global random state as it was"
-    chance = labels[:2000].bincount().max().item() / len(labels[:2000])
+    some = torch.linspace(0, len(labels) - 1, min(2000, len(labels))).long().to(labels.device)      # from all classes, in whatever order
+    chance = labels[some].bincount().max().item() / len(some)
     for rate in (2e-3, 1e-3, 5e-4, 2.5e-4):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             classifier = _fit_classifier(images, labels, steps, rate)
-        if recognition_rate(images[:2000], labels[:2000], classifier) > min(0.9, 1.3 * chance): break
+        if recognition_rate(images[some], labels[some], classifier) > min(0.9, 1.3 * chance): return classifier
+    warnings.warn("this classifier hardly does better than always naming the most frequent class, so do not let it judge anything", stacklevel=2)
     return classifier
 
 # %% ../nbs/10_metrics.ipynb #913d3968
@@ -131,7 +143,7 @@ def recognition_rate(
     classifier:Classifier, # who decides
 ) -> float: # from 0 to 1
     "How often the classifier sees the class that was asked for"
-    return torch.cat([classifier(x).argmax(1) for x in images.split(2000)]).eq(labels).double().mean().item()
+    return torch.cat([classifier(x).argmax(1) for x in images.split(2000)]).eq(labels).float().mean().item()
 
 # %% ../nbs/10_metrics.ipynb #7617cfe8
 def inception_features(
@@ -156,9 +168,10 @@ def kernel_distance(
     "Kernel distance between two sets of samples, unbiased: section 4 of Bińkowski et al. (2018)"
     from torchmetrics.image.kid import poly_kernel
     _check_sets(real, fake)
-    a, b = (torch.cat([features(part).double() for part in x.split(batch_size)]) for x in (real, fake))
-    def within(u): return ((k := poly_kernel(u, u)).sum() - k.trace()) / (len(u) * (len(u) - 1))
-    return (within(a) + within(b) - 2 * poly_kernel(a, b).mean()).item()
+    a, b = (torch.cat([as_double(features(part)) for part in x.split(batch_size)]) for x in (real, fake))
+    def between(u, v): return sum(poly_kernel(part, v).sum() for part in u.split(1000))         # in parts, to save memory
+    def within(u): return (between(u, u) - sum(poly_kernel(part, part).trace() for part in u.split(1000))) / (len(u) * (len(u) - 1))
+    return (within(a) + within(b) - 2 * between(a, b) / (len(a) * len(b))).item()
 
 # %% ../nbs/10_metrics.ipynb #c2e5737f
 def _share_inside(
@@ -168,7 +181,7 @@ def _share_inside(
 ) -> float: # share of `points` that lie in at least one ball
     "How many points lie in the neighbourhoods of others"
     radii = torch.cat([torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(1000)])
-    return torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in points.split(1000)]).double().mean().item()
+    return torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in points.split(1000)]).float().mean().item()
 
 @torch.no_grad()
 def precision_recall(
@@ -181,7 +194,7 @@ def precision_recall(
     _check_sets(real, fake)
     if min(len(real), len(fake)) <= check_integer(neighbours, "neighbours", 1):
         raise ValueError(f"both sets must have more than {neighbours} samples, got {len(real)} and {len(fake)}")
-    a, b = (torch.cat([features(part).double() for part in x.split(512)]) for x in (real, fake))
+    a, b = (torch.cat([as_double(features(part)) for part in x.split(512)]) for x in (real, fake))
     return _share_inside(b, a, neighbours), _share_inside(a, b, neighbours)
 
 # %% ../nbs/10_metrics.ipynb #30138c31

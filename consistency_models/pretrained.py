@@ -37,7 +37,7 @@ def build_network(
     try: network, arguments = NETWORKS[config["network"]], config["arguments"]
     except (KeyError, TypeError): raise ValueError(f"the configuration must name one of the networks {', '.join(NETWORKS)}, with its arguments") from None
     try: return network(**arguments)
-    except TypeError as e: raise ValueError(f"the configuration does not fit {config['network']}: {e}") from e
+    except (TypeError, ValueError, RuntimeError, LookupError) as e: raise ValueError(f"the configuration does not fit {config['network']}: {e}") from e
 
 # %% ../nbs/12_pretrained.ipynb #0206624d
 _CARD = """---
@@ -101,6 +101,7 @@ def _read_weights(config:dict, path) -> nn.Module:
     except FileNotFoundError: raise ValueError(f"{Path(path).parent} holds no weights: model.safetensors is missing") from None
     except (SafetensorError, RuntimeError) as e: raise ValueError(f"{path} is damaged, or does not fit its configuration: {e}") from e
     net.notes = config.get("notes", {})
+    if not isinstance(net.notes, dict): raise ValueError(f"the notes in the configuration must be a dictionary, got {type(net.notes).__name__}")
     return net.eval().requires_grad_(False)
 
 # %% ../nbs/12_pretrained.ipynb #6cca6a03
@@ -157,7 +158,9 @@ def from_pretrained(
     where = _weights() / str(name) if str(name) in bundled_checkpoints() else name
     if not Path(where).is_dir() and str(name).count("/") != 1:
         raise ValueError(f"{str(name)!r} is no bundled checkpoint ({', '.join(bundled_checkpoints())}), no folder, and no repository like 'name/model'")
-    return _hub_model().from_pretrained(str(where), revision=revision).net.to(device)
+    try: net = _hub_model().from_pretrained(str(where), revision=revision).net
+    except AttributeError as e: raise ValueError(f"the configuration of {name} is none of this package: it must be a dictionary") from e
+    return net.to(device)
 
 # %% ../nbs/12_pretrained.ipynb #234d9785
 class DiffusersUNet(nn.Module):

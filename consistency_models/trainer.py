@@ -97,7 +97,7 @@ class Trainer(RunOptions):
     labels: bool = False # hand the data's labels to the network as `class_labels`
     batch_size: int = 64 # samples in one pass of one process
     accumulate: int = 1 # passes whose gradients make one optimiser step
-    learning_rate: float = 1e-3 # peak of the learning rate
+    learning_rate: float = 1e-3 # peak of the learning rate, for all groups of parameters
     warmup: int = 50 # steps of linear growth
     decay: bool = True # let the learning rate fall to zero
     clip_norm: float|None = None # largest norm of the gradient
@@ -105,7 +105,7 @@ class Trainer(RunOptions):
     optimizer: Callable = partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True) # from parameters to an optimiser
 
     def __post_init__(self):
-        self.step, self.thread = 0, None
+        self.step, self.fresh, self.thread = 0, True, None
         self._check()
         self._prepare()
 
@@ -121,6 +121,9 @@ def _check(self:Trainer):
     if self.clip_norm is not None: self.clip_norm = check_number(self.clip_norm, "clip_norm", 0, above=True)
     if self.precision not in ("no", "bf16", "fp16"): raise ValueError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
     if not isinstance(self.net, nn.Module): raise TypeError(f"net must be a torch module, got {type(self.net).__name__}")
+    self.needs_teacher = "teacher_model" in inspect.signature(self.objective).parameters
+    if self.needs_teacher and not hasattr(self.objective, "initial_timesteps"):
+        raise ValueError("an objective with a teacher_model needs the attribute initial_timesteps, for the decay rate of the teacher's average")
     if not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__"):
         raise TypeError(f"data must be a dataset with a length, such as TensorDataset(x), got {type(self.data).__name__}")
     if len(self.data) == 0: raise ValueError("data must hold at least one sample, got none")
@@ -150,15 +153,16 @@ def _check_accelerator(accelerator, precision:str, tracker:str|None):
 @patch
 def _prepare(self:Trainer):
     "Make the averages, the optimiser and the wrapped network"
+    from accelerate.utils import extract_model_from_parallel
     if self.accelerator is None: self.accelerator = new_accelerator(self.precision, self.tracker, self.out)
     _check_accelerator(self.accelerator, self.precision, self.tracker)
     self.device = self.accelerator.device
     self.net.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format).train()
     self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
-    self.needs_teacher = "teacher_model" in inspect.signature(self.objective).parameters
     self.teacher = copy.deepcopy(self.net).requires_grad_(False) if self.needs_teacher else None
     model = torch.compile(self.net) if self.compile else self.net
     self.model, self.optim = self.accelerator.prepare(model, self.optimizer(self.net.parameters()))
+    extract_model_from_parallel(self.net, keep_fp32_wrapper=False)   # the precision is that of the loop, not of the network
     for copied in filter(None, (self.average, self.teacher)): copied.load_state_dict(self.net.state_dict())   # now those of process 0
     self.shards = self.accelerator.num_processes * self.accumulate
     self.levels = LossByLevel() if self.tracker else None
@@ -174,6 +178,10 @@ class _SeededSamples(Dataset):
         torch.manual_seed(seed)
         return self.data[index]
 
+def _leave_interrupts(worker:int):
+    "Ctrl-C reaches every process of a terminal; the main one decides what to do"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
 # %% ../nbs/11_trainer.ipynb #beeae86e
 @patch
 def _own_shards(self:Trainer) -> range:
@@ -188,7 +196,7 @@ def _batches(self:Trainer) -> Iterator:
     places = ((k * self.shards + s) * size for k in range(self.step, self.steps) for s in self._own_shards())
     if type(self.data) is TensorDataset: return (self.data[data_order(n, p, size, self.seed)] for p in places)
     keys = ([(i, shard_seed(self.seed, p + j, -2)) for j, i in enumerate(data_order(n, p, size, self.seed).tolist())] for p in places)
-    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=keys, num_workers=self.workers))
+    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=keys, num_workers=self.workers, worker_init_fn=_leave_interrupts))
 
 # %% ../nbs/11_trainer.ipynb #0051e8fd
 @patch
@@ -206,10 +214,11 @@ def _shard(self:Trainer, batches:Iterator, shard:int):
     "The objective's output and the weighted loss of each sample, for one shard of the current step"
     seed = shard_seed(self.seed, self.step, shard)
     x, kwargs = self._to_device(next(batches))
-    torch.manual_seed(seed)
+    torch.manual_seed(shard_seed(self.seed, self.step, -3 - shard))
     models = (self.model, self.teacher) if self.needs_teacher else (self.model,)
     with self.accelerator.autocast():
         output = self.objective(*models, x, self.step, self.steps, generator=torch.Generator(self.device).manual_seed(seed), **kwargs)
+    if output.next_sigmas is None: raise ValueError("objective must say which noise levels it drew: next_sigmas in its output")
     losses = self.loss(output.predicted.float(), output.target.float())
     if losses.ndim == 0 or len(losses) != len(x): raise ValueError(f"loss must return one value for each sample, got shape {tuple(losses.shape)}")
     losses = pad_dims_like(losses, x)
@@ -276,14 +285,15 @@ def finish_first():
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try: yield
-    finally: signal.signal(signal.SIGINT, before or signal.default_int_handler)
-    if pressed: signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        if pressed: signal.raise_signal(signal.SIGINT)
 
 # %% ../nbs/11_trainer.ipynb #26e61571
 @patch
 def train(self:Trainer) -> Iterator[TrainingState]:
     "Run the steps that are left, yielding after each; a checkpoint is written every so often, and at the end however it comes"
-    if self.out and self.step == 0 and self.checkpoints():
+    if self.out and self.fresh and self.step == 0 and self.checkpoints():
         raise ValueError(f"{self.out} holds checkpoints of an earlier run: call resume() before train(), or choose another folder")
     if self.thread not in (None, threading.current_thread()) and self.thread.is_alive():
         raise ValueError("this trainer is training in another thread; stop that run first")
@@ -308,6 +318,8 @@ def _tensors(self:Trainer) -> dict[str, Tensor]:
     parts = {"net": self.net, "average": self.average} | ({"teacher": self.teacher} if self.teacher is not None else {})
     tensors = {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict().items()}
     statistics = self.optim.state_dict()["state"]
+    odd = {k for values in statistics.values() for k, v in values.items() if not isinstance(v, (Tensor, bool, int, float, str, type(None)))}
+    if odd: raise TypeError(f"a checkpoint cannot hold what this optimiser keeps as {', '.join(sorted(odd))}; it takes tensors, numbers and texts")
     tensors |= {f"optimizer.{i}.{k}": v for i, values in statistics.items() for k, v in values.items() if isinstance(v, Tensor)}
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
 
@@ -319,17 +331,18 @@ def _plain(values:dict) -> dict:
 def _facts(self:Trainer) -> dict:
     "What describes a run: a checkpoint of one run must not continue another"
     network = json.loads(json.dumps(getattr(self.net, "config", None), default=str))
-    return {"format": 1, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
+    return {"format": 2, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
             "samples": len(self.data), "network": network, "objective": re.sub(" at 0x[0-9a-f]+", "", repr(self.objective)), "learning_rate": self.learning_rate,
             "warmup": self.warmup, "decay": self.decay, "clip_norm": self.clip_norm, "ema_decay": self.ema_decay,
             "precision": self.precision, "labels": self.labels}
 
 # %% ../nbs/11_trainer.ipynb #39e0627a
-def _checksum(tensors:dict[str, Tensor]) -> str:
-    "A checksum of names and values"
-    total = 0
-    for name in sorted(tensors):
-        total = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), zlib.crc32(name.encode(), total))
+def _checksum(tensors:dict[str, Tensor], facts:str) -> str:
+    "A checksum of the facts, and of names, types, shapes and values"
+    total = zlib.crc32(facts.encode())
+    for name, values in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {values.dtype} {tuple(values.shape)}".encode(), total)
+        total = zlib.crc32(values.reshape(-1).view(torch.uint8).numpy(), total)
     return f"{total:08x}"
 
 def write_checkpoint(
@@ -339,7 +352,8 @@ def write_checkpoint(
 ):
     "Write a checkpoint whole or not at all"
     from safetensors.torch import save
-    write_whole(path, save(tensors, {"facts": json.dumps(facts), "checksum": _checksum(tensors)}))
+    text = json.dumps(facts)
+    write_whole(path, save(tensors, {"facts": text, "checksum": _checksum(tensors, text)}))
 
 # %% ../nbs/11_trainer.ipynb #1ac114e6
 def read_checkpoint(
@@ -354,19 +368,20 @@ def read_checkpoint(
         facts, checksum = json.loads(notes["facts"]), notes["checksum"]
     except (SafetensorError, KeyError, ValueError) as e:
         raise ValueError(f"{path} is damaged, or no checkpoint of this trainer; delete it to go on from an earlier one") from e
-    if checksum != _checksum(tensors): raise ValueError(f"{path} is damaged (its checksum differs); delete it to go on from an earlier one")
+    if checksum != _checksum(tensors, notes["facts"]): raise ValueError(f"{path} is damaged (its checksum differs); delete it to go on from an earlier one")
     return tensors, facts
 
 # %% ../nbs/11_trainer.ipynb #2072eef1
 @patch
 def checkpoints(self:Trainer) -> list[Path]:
     "The checkpoints in `out`, oldest first"
-    return sorted((Path(self.out) / "checkpoints").glob("*.safetensors")) if self.out else []
+    return sorted((Path(self.out) / "checkpoints").glob("[0-9]" * 9 + ".safetensors")) if self.out else []
 
 @patch
 def save(self:Trainer):
     "Write a checkpoint of the current step and drop the oldest ones; only the main process writes"
     if not self.out: raise ValueError("there is no folder to save to: give out=")
+    self.fresh = False
     if not self.accelerator.is_main_process: return
     scaler, optimizer = getattr(self.accelerator, "scaler", None), self.optim.state_dict()
     facts = self._facts() | {"step": self.step, "scaler": scaler.state_dict() if scaler else None,
@@ -379,7 +394,8 @@ def save(self:Trainer):
 @patch
 def _load_optimizer(self:Trainer, tensors:dict[str, Tensor], plain:dict):
     "Put the optimiser's statistics back"
-    parameters, state = list(self.net.parameters()), {int(i): values for i, values in plain["state"].items()}
+    parameters = [p for group in self.optim.param_groups for p in group["params"]]
+    state = {int(i): values for i, values in plain["state"].items()}
     for name, value in tensors.items():
         if not name.startswith("optimizer."): continue
         i, key = name.split(".")[1:]
@@ -403,7 +419,7 @@ def resume(self:Trainer) -> bool: # was there a checkpoint?
         except RuntimeError as e: raise ValueError(f"{path} belongs to another network: {str(e).splitlines()[1].strip()}") from e
     self._load_optimizer(tensors, facts["optimizer"])
     if facts["scaler"]: self.accelerator.scaler.load_state_dict(facts["scaler"])
-    self.step = facts["step"]
+    self.step, self.fresh = facts["step"], False
     return True
 
 # %% ../nbs/11_trainer.ipynb #3afd5b7a
@@ -423,8 +439,9 @@ class LossByLevel:
         "Take one training step into account"
         self.edges, self.total, self.weight = (t.to(state.losses.device) for t in (self.edges, self.total, self.weight))
         band = (torch.bucketize(state.next_sigmas.float(), self.edges) - 1).clamp(0, len(self.total) - 1)
-        self.total = (self.memory * self.total).index_add(0, band, state.losses.float())
-        self.weight = (self.memory * self.weight).index_add(0, band, torch.ones_like(state.losses, dtype=torch.float32))
+        seen = state.losses.isfinite()
+        self.total = (self.memory * self.total).index_add(0, band, torch.where(seen, state.losses, 0).float())
+        self.weight = (self.memory * self.weight).index_add(0, band, seen.float())
 
 # %% ../nbs/11_trainer.ipynb #e4ff3155
 @patch(as_prop=True)

@@ -47,10 +47,11 @@ class Trainer(RunOptions):
     ema_decay: float = ...
     optimizer: Callable = ...
     step: Any = field(init=False)
+    fresh: Any = field(init=False)
     thread: Any = field(init=False)
+    needs_teacher: Any = field(init=False)
     device: Any = field(init=False)
     average: Any = field(init=False)
-    needs_teacher: Any = field(init=False)
     teacher: Any = field(init=False)
     model: Any = field(init=False)
     optim: Any = field(init=False)

@@ -81,6 +81,11 @@ def test_models_that_do_not_say_what_is_needed_are_refused(tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "images")]) == 1 and "--data" in capsys.readouterr().err
 
 
+def test_evaluate_needs_images_with_classes(checkpoint, folder, capsys):
+    assert main(["evaluate", checkpoint, "--data", folder]) == 1
+    assert "has no classes" in capsys.readouterr().err
+
+
 def test_evaluate_takes_the_size_of_the_model(tmp_path, monkeypatch):
     assert main(["train", "--data", "shapes", "--size", "16", "--steps", "1", "--batch-size", "2", "--precision", "no", "--out", str(tmp_path)]) == 0
     seen = []
@@ -247,3 +252,6 @@ def test_training_goes_on_from_trained_weights(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--data", "shapes", "--size", "8", "--start", "digits", "--out", str(tmp_path / "shapes")]) == 1
     assert "does not fit the data: its in_channels is 1, the data needs 3" in capsys.readouterr().err
+    save_pretrained(MLP(width=8, depth=1), tmp_path / "points")
+    assert main(["train", "--start", str(tmp_path / "points"), "--out", str(tmp_path / "mlp")]) == 1
+    assert "does not fit the data: its in_channels is None" in capsys.readouterr().err

@@ -61,6 +61,22 @@ def test_statistics_are_kept_and_read(tmp_path):
     assert frechet_distance(again, b, flat) == pytest.approx(frechet_distance(a, b, flat), abs=1e-9)
 
 
+@pytest.mark.parametrize("content", [b"", b"no statistics", bytes(100)])
+def test_damaged_statistics_are_a_clear_error(tmp_path, content):
+    (tmp_path / "real.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"): feature_statistics(gaussian(20, 5), flat, tmp_path / "real.safetensors")
+
+
+def test_statistics_of_other_things_are_a_clear_error(tmp_path):
+    from safetensors.torch import save_file
+    save_file({"weight": torch.ones(2)}, tmp_path / "real.safetensors")
+    with pytest.raises(ValueError, match="weight"): feature_statistics(gaussian(20, 5), flat, tmp_path / "real.safetensors")
+
+
+def test_statistics_of_one_sample_have_no_covariance():
+    with pytest.raises(ValueError, match="two samples"): frechet_distance(feature_statistics(gaussian(1, 5), flat), gaussian(20, 5), flat)
+
+
 def test_small_samples_warn():
     with pytest.warns(UserWarning, match="20 samples with 12 features"): frechet_distance(gaussian(20, 12), gaussian(20, 12, seed=1), flat)
     with warnings.catch_warnings():
@@ -155,6 +171,21 @@ def test_a_classifier_that_died_is_trained_again(monkeypatch):
         return alive if len(rates) == 3 else Dead()
     monkeypatch.setattr(metrics, "_fit_classifier", fit)
     assert train_classifier(images, labels) is alive and rates == [2e-3, 1e-3, 5e-4]
+
+
+def test_a_classifier_that_stays_dead_is_not_trusted_in_silence(monkeypatch):
+    """Also where the images are sorted by class, so that the first 2,000 are all alike"""
+    class Dead(nn.Module):
+        def forward(self, x): return torch.eye(3)[0].expand(len(x), 3)
+    monkeypatch.setattr(metrics, "_fit_classifier", lambda *_: Dead())
+    with pytest.warns(UserWarning, match="do not let it judge"): train_classifier(torch.zeros(9000, 1, 2, 2), torch.arange(3).repeat_interleave(3000))
+
+
+def test_kernel_distance_in_parts_is_that_of_the_whole():
+    from torchmetrics.image.kid import poly_kernel
+    a, b = gaussian(1300, 3).double(), gaussian(2100, 3, seed=1).double()
+    within = lambda u: (poly_kernel(u, u).sum() - poly_kernel(u, u).trace()) / (len(u) * (len(u) - 1))
+    assert kernel_distance(a, b, flat) == pytest.approx((within(a) + within(b) - 2 * poly_kernel(a, b).mean()).item(), abs=1e-10)
 
 
 def test_recognition_is_counted_over_all_images():

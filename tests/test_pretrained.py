@@ -82,9 +82,16 @@ def saved(tmp_path, **changes):
 
 
 @pytest.mark.parametrize("changes", [{"network": "os.system"}, {"network": None}, {"network": "Linear"}, {"arguments": {"command": "x"}}, {"arguments": None},
-                                     {"arguments": {"channels": [8, 32]}}])
+                                     {"arguments": {"channels": [8, 32]}}, {"arguments": {"channels": []}}, {"arguments": {"channels": {"a": 1}}},
+                                     {"arguments": {"num_classes": -2}}, {"notes": None}, {"notes": [1]}])
 def test_foreign_configuration_is_a_clear_error(tmp_path, changes):
     with pytest.raises(ValueError): from_pretrained(saved(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["[1]", "null", '"x"', "3", "{"])
+def test_configuration_file_must_hold_a_dictionary(tmp_path, text):
+    (saved(tmp_path) / "config.json").write_text(text)
+    with pytest.raises(ValueError): from_pretrained(tmp_path)
 
 
 def test_configuration_must_be_a_dictionary():

@@ -113,6 +113,25 @@ def test_dropout_and_noise_differ_between_shards_and_steps():
     assert not torch.equal(*sigmas[0].chunk(2))
 
 
+class Dropping(nn.Module):
+    """A network that drops a tenth of its samples, and notes which, and at which noise levels"""
+    def __init__(self):
+        super().__init__()
+        self.layer, self.kept = nn.Linear(2, 2), []
+
+    def forward(self, x, sigma):
+        kept = x.new_empty(len(x), 1).bernoulli_(0.9)
+        if torch.is_grad_enabled(): self.kept.append((kept[:, 0], sigma))
+        return self.layer(x) * kept
+
+
+def test_what_a_network_drops_does_not_depend_on_the_noise_level():
+    trainer = run(make(net=Dropping, batch_size=64, steps=50, objective=ImprovedConsistencyTraining(initial_timesteps=40, final_timesteps=40)))
+    kept, sigma = (torch.cat(parts) for parts in zip(*trainer.net.kept))
+    for chosen in (sigma < 0.1, (sigma >= 0.1) & (sigma < 1), sigma >= 1):
+        assert chosen.sum() > 500 and kept[chosen].mean().item() == pytest.approx(0.9, abs=0.05)
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     rates = [learning_rate(k, 100, 1.0, 10) for k in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(rates[9], rel=0.03) and rates[100] == pytest.approx(0, abs=1e-9)
@@ -363,6 +382,13 @@ def test_loss_by_level_is_a_mean_in_each_band():
     assert len(str(losses)) == 4
 
 
+def test_an_endless_loss_is_left_out_of_the_means():
+    state, losses = next(make(batch_size=4).train()), LossByLevel()
+    state.losses[:2] = torch.tensor([torch.inf, torch.nan])
+    losses.update(state)
+    assert not losses.means[~losses.means.isnan()].isinf().any() and losses.weight.sum() == 2 and len(str(losses)) == 10
+
+
 def test_progress_passes_every_state_on(capsys):
     assert [state.step for state in progress(make().train())] == list(range(1, 31))
     assert "30/30" in capsys.readouterr().err
@@ -394,6 +420,56 @@ def test_fused_optimizer_and_channels_last_resume_bit_for_bit(tmp_path):
     second = make(tmp_path, **settings)
     second.resume()
     assert same(run(second), run(make(**settings)))
+
+
+def test_groups_of_parameters_resume_bit_for_bit(tmp_path):
+    """The optimiser numbers parameters by its groups, which need not be in the order of the network"""
+    def grouped(parameters):
+        kernels, others = [], []
+        for p in parameters: (kernels if p.ndim > 1 else others).append(p)
+        return torch.optim.AdamW([{"params": others, "weight_decay": 0.0}, {"params": kernels}], fused=True)
+    x, y = digits_and_labels()
+    settings = {"net": small_unet, "data": TensorDataset(x, y), "labels": True, "channels_last": True, "steps": 8, "optimizer": grouped}
+    run(make(tmp_path, **settings), until=3)
+    second = make(tmp_path, **settings)
+    second.resume()
+    assert same(run(second), run(make(**settings)))
+
+
+def test_an_optimiser_that_cannot_be_stored_is_named(tmp_path):
+    class Listing(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]: self.state[p]["past"] = [1, 2]
+            return super().step(closure)
+    with pytest.raises(TypeError, match="past"): run(make(tmp_path, steps=2, optimizer=Listing))
+
+
+def test_files_of_others_in_the_folder_are_neither_read_nor_deleted(tmp_path):
+    run(make(tmp_path, checkpoint_every=5), until=5)
+    for name in ("best", "000000001-good", "zzz"): shutil.copy(tmp_path / "checkpoints/000000005.safetensors", tmp_path / f"checkpoints/{name}.safetensors")
+    second = make(tmp_path, checkpoint_every=5)
+    assert second.resume() and second.step == 5
+    assert [p.stem for p in run(second).checkpoints()] == ["000000025", "000000030"]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 5
+
+
+def test_a_checkpoint_of_the_untrained_network_can_be_resumed(tmp_path):
+    first = make(tmp_path)
+    first.save()
+    second = make(tmp_path)
+    assert second.resume() and same(run(second), run(make()))
+    assert same(run(make(tmp_path / "other")), second)
+
+
+def test_a_network_keeps_the_precision_it_came_with():
+    x, y = digits_and_labels()
+    settings = {"data": TensorDataset(x, y), "labels": True, "steps": 2}
+    net, seen = run(make(net=small_unet, precision="bf16", **settings)).net, []
+    net.inp.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+    net(x[:2], torch.ones(2), y[:2])
+    run(Trainer(net, batch_size=8, objective=ImprovedConsistencyTraining(final_timesteps=20), **settings))
+    assert set(seen) == {torch.float32}
 
 
 def test_only_the_last_checkpoints_stay(tmp_path):
@@ -436,6 +512,17 @@ def test_damaged_checkpoint_is_a_clear_error(tmp_path, change):
     path = tmp_path / "x.safetensors"
     write_checkpoint(path, {"x": torch.randn(5000)}, {"step": 1})
     with pytest.raises(ValueError, match="damaged"): read_checkpoint(damaged(path, change))
+
+
+def test_no_bit_of_a_checkpoint_changes_unseen(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_checkpoint(path, {"a": torch.randn(4, 6), "b": torch.arange(5)}, {"step": 13, "optimizer": {"state": {}}})
+    whole = path.read_bytes()
+    for place in range(8, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        try: tensors, facts = read_checkpoint(path)
+        except ValueError: continue
+        assert facts == {"step": 13, "optimizer": {"state": {}}} and tensors["a"].shape == (4, 6), f"byte {place}"
 
 
 def test_foreign_safetensors_is_a_clear_error(tmp_path):
@@ -519,6 +606,37 @@ def test_killed_at_any_moment_and_resumed_ends_in_the_same_weights(program, tmp_
         process.wait()
     resumed, last = finished(program, folder)
     assert resumed == whole and 0 < last and starts == sorted(starts)
+
+
+LOADING = """
+import sys, time
+import torch
+from consistency_models import MLP, Trainer
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 64
+    def __getitem__(self, i):
+        time.sleep(0.02)
+        return torch.ones(2) * i / 64
+
+if __name__ == "__main__":
+    trainer = Trainer(MLP(width=8, depth=1), Slow(), steps=500, batch_size=4, workers=1, out=sys.argv[1])
+    try:
+        for state in trainer.train(): print(state.step, flush=True)
+    except KeyboardInterrupt: print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="process groups")
+def test_ctrl_c_of_a_terminal_reaches_the_loop_and_not_its_loaders(tmp_path):
+    (tmp_path / "loading.py").write_text(LOADING)
+    process = subprocess.Popen([sys.executable, tmp_path / "loading.py", tmp_path / "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    assert process.stdout.readline() == "1\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "interrupted" and process.returncode == 0, errors
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
 
 
 def test_interrupt_saves_the_last_whole_step(program, tmp_path):
@@ -652,6 +770,18 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
 def test_bad_settings_fail_at_once(settings, error):
     name = next(iter(settings))
     with pytest.raises(error, match=name): make(**settings)
+
+
+def test_objectives_that_do_not_say_enough_are_refused_before_a_step():
+    def bare(student_model, teacher_model, x, step, steps, generator=None): ...
+    with pytest.raises(ValueError, match="initial_timesteps"): make(objective=bare)
+    def silent(model, x, step, steps, generator=None):
+        output = ImprovedConsistencyTraining(final_timesteps=20)(model, x, step, steps, generator)
+        output.next_sigmas = None
+        return output
+    trainer = make(objective=silent)
+    with pytest.raises(ValueError, match="next_sigmas"): next(trainer.train())
+    assert trainer.step == 0 and same(trainer, make())
 
 
 def test_labels_must_be_there():
