@@ -728,6 +728,13 @@ def test_two_processes_killed_and_resumed(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed))
 
 
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
+    whole, _ = launch(tmp_path, tmp_path / "whole", 1, 12)
+    launch(tmp_path, tmp_path / "parts", 2, 5)
+    resumed, (rank, _) = launch(tmp_path, tmp_path / "parts", 1, 12)
+    assert len(rank["sigmas"]) == 7 and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, resumed))
+
+
 UNSEEDED = """
 import sys
 import torch
