@@ -26,6 +26,16 @@ def _check_sets(real:Tensor, fake:Tensor):
         if x.ndim < 2 or len(x) < 2: raise ValueError(f"{name} must hold at least two samples, got shape {tuple(x.shape)}")
     if real.shape[1:] != fake.shape[1:]: raise ValueError(f"real and fake must have samples of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
 
+# %% ../nbs/10_metrics.ipynb #b1f1ffbe
+def _read_statistics(path) -> dict[str, Tensor]:
+    "Statistics from a file"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try: total = load_file(path)
+    except SafetensorError as e: raise ValueError(f"{path} is damaged, or holds no statistics; delete it to compute them anew") from e
+    if total.keys() != {"sum", "outer", "number"}: raise ValueError(f"{path} holds no statistics of features, but {', '.join(total)}")
+    return total
+
 # %% ../nbs/10_metrics.ipynb #69d49e3d
 @torch.no_grad()
 def feature_statistics(
@@ -42,15 +52,6 @@ def feature_statistics(
     parts = [as_double(f).cpu() for f in parts]
     total = {"sum": sum(f.sum(0) for f in parts), "outer": sum(f.T @ f for f in parts), "number": torch.tensor(len(x))}
     if path is not None: write_whole(path, save(total))
-    return total
-
-def _read_statistics(path) -> dict[str, Tensor]:
-    "Statistics from a file"
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try: total = load_file(path)
-    except SafetensorError as e: raise ValueError(f"{path} is damaged, or holds no statistics; delete it to compute them anew") from e
-    if total.keys() != {"sum", "outer", "number"}: raise ValueError(f"{path} holds no statistics of features, but {', '.join(total)}")
     return total
 
 # %% ../nbs/10_metrics.ipynb #0089b820

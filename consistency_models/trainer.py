@@ -293,7 +293,7 @@ def finish_first():
 @patch
 def train(self:Trainer) -> Iterator[TrainingState]:
     "Run the steps that are left, yielding after each; a checkpoint is written every so often, and at the end however it comes"
-    if self.out and self.fresh and self.step == 0 and self.checkpoints():
+    if self.out and self.fresh and self.checkpoints():
         raise ValueError(f"{self.out} holds checkpoints of an earlier run: call resume() before train(), or choose another folder")
     if self.thread not in (None, threading.current_thread()) and self.thread.is_alive():
         raise ValueError("this trainer is training in another thread; stop that run first")
