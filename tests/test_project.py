@@ -8,7 +8,6 @@ from configparser import ConfigParser
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 
 import pytest
 import readme
@@ -25,7 +24,6 @@ FLOORS = {
     "consistency_models": 6,
 }
 LESSONS = [name for name, floor in FLOORS.items() if floor < 5]  # what the flat namespace gathers
-NO_LESSONS = {"index", "benchmarks", "contributing", "13_widgets", "14_cli", "15_api", "app"}  # pages that are mostly program, and a list of names
 HEAVY = {"matplotlib", "torchvision", "ipywidgets", "sklearn", "lpips", "torchmetrics", "pandas", "IPython"}
 TEXT = {".ipynb", ".md", ".py", ".yml", ".yaml", ".ini", ".cff", ".toml"}
 REPOSITORY = re.compile(r"github\.com[/:]([\w.-]+)/([\w.-]+)")
@@ -82,11 +80,6 @@ def cells(path, kind):
 
 def source(cell):
     return "".join(cell["source"]).strip()
-
-
-def lines(cell):
-    """The lines of a cell as the site shows them, without nbdev's directives"""
-    return [line for line in source(cell).splitlines() if not line.startswith("#|")]
 
 
 def outputs(path):
@@ -275,21 +268,6 @@ def test_outputs_are_stored(path):
     """At least one, and one for each cell that evidently prints or draws"""
     missing = [source(c) for c in cells(path, "code") if should_have_output(c) and not c["outputs"]]
     assert (outputs(path) or path.stem == "app") and missing == []  # a widget has no stored output
-
-
-@each_program
-def test_code_cells_are_short(path):
-    shown = [c for c in cells(path, "code") if "code-fold: true" not in source(c) or path.stem != "15_api"]  # the list of names is folded
-    lengths = [len(lines(c)) for c in shown if lines(c)]
-    assert max(lengths) <= 25
-    assert path.stem in NO_LESSONS or median(lengths) <= 6
-
-
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in NO_LESSONS], ids=relative)
-def test_four_words_for_each_line_of_code(path):
-    words = sum(len(source(c).split()) for c in cells(path, "markdown"))
-    code = sum(bool(line.strip()) for c in cells(path, "code") for line in lines(c))
-    assert words >= 4 * code
 
 
 @each_notebook
