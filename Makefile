@@ -23,7 +23,7 @@ lab: .venv/done ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab nbs
 
 app: .venv/done ## show all explorers on one page, in a browser
-	$(BIN)/voila nbs/app.ipynb
+	$(BIN)/voila nbs/app.ipynb --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=page
 
 export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export

@@ -58,7 +58,8 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         for name in LIMITS:
-            cell = nbformat.v4.new_code_cell(f"from consistency_models.widgets import *\nsampling_explorer('{name}')")
+            lines = f"from consistency_models.widgets import *\nlive = sampling_explorer('{name}')\nlive.controls['steps'].value = 1\nlive"
+            cell = nbformat.v4.new_code_cell(lines)
             kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
             nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), Path(folder, f"{name}.ipynb"))
         server, browser = serve(folder, options.port), p.chromium.launch(executable_path=options.browser, args=FLAGS)

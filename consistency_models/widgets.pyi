@@ -1,36 +1,19 @@
 # Made by tests/stubs.py; edit the notebooks.
 from typing import Any
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import anywidget
 import ipywidgets
 import torch
 from torch import Tensor
-from .trainer import LossByLevel, Trainer
-__all__ = ['PAINT_JS', 'PAINT_CSS', 'TASKS', 'LatestWins', 'Live', 'sample_steps', 'stack_grids', 'sampling_picture', 'ordered_levels', 'load_model', 'sampling_explorer', 'film', 'PaintSurface', 'data_url', 'from_data_url', 'edit_picture', 'example_images', 'read_upload', 'EditingExplorer', 'editing_explorer', 'figure_png', 'schedule_explorer', 'parameterization_explorer', 'timesteps_explorer', 'huber_explorer', 'drawn_points', 'path_picture', 'trajectory_explorer', 'training_picture', 'Dashboard', 'training_dashboard', 'app']
-
-class LatestWins:
-    work: Callable
-    show: Callable
-    fail: Callable
-    changed: Any
-    waiting: Any
-    busy: Any
-
-    def __init__(self, work: Callable, show: Callable, fail: Callable):
-        ...
-
-    def ask(self, request):
-        ...
-
-    def wait(self, timeout: float=...) -> bool:
-        ...
+from .trainer import LossByLevel, TrainingState
+__all__ = ['PAINT_JS', 'PAINT_CSS', 'TASKS', 'Live', 'sample_steps', 'labeled_grid', 'sampling_picture', 'ordered_levels', 'load_model', 'sampling_explorer', 'film', 'PaintSurface', 'data_url', 'from_data_url', 'edit_picture', 'example_images', 'read_upload', 'EditingExplorer', 'editing_explorer', 'figure_png', 'schedule_explorer', 'parameterization_explorer', 'timesteps_explorer', 'huber_explorer', 'drawn_points', 'path_picture', 'trajectory_explorer', 'training_picture', 'training_dashboard', 'app']
 
 class Live(ipywidgets.VBox):
     draw: Callable
     controls: dict
+    held: Any
     picture: Any
     message: Any
-    worker: Any
 
     def __init__(self, draw: Callable, controls: dict, top=..., beside=...):
         ...
@@ -41,13 +24,19 @@ class Live(ipywidgets.VBox):
     def refresh(self, change=...):
         ...
 
+    def say(self, error: Exception):
+        ...
+
+    def hold(self):
+        ...
+
     def close(self):
         ...
 
-def sample_steps(net, n: int, sigmas, seed: int=..., label: int=..., clip: bool=...) -> list[Tensor]:
+def sample_steps(net, n: int, sigmas, seed: int=..., label: int=..., clip: bool=...) -> list:
     ...
 
-def stack_grids(grids: list, gap: int=...) -> Tensor:
+def labeled_grid(x: Tensor, columns: int, rows=..., titles=..., width: int=...) -> bytes:
     ...
 
 def sampling_picture(net, columns: int, rows: int, sigmas, seed: int=..., label: int=..., clip: bool=...) -> bytes:
@@ -95,7 +84,7 @@ def edit_picture(net, task: str, x: Tensor, strokes: tuple | None=..., n: int=..
 def example_images(net, n: int=...) -> tuple[Tensor, list]:
     ...
 
-def read_upload(upload, shape) -> Tensor:
+def read_upload(value, shape) -> Tensor:
     ...
 
 class EditingExplorer(Live):
@@ -105,7 +94,7 @@ class EditingExplorer(Live):
     labels: Any
     surface: Any
     number: Any
-    uploaded: Any
+    own: Any
     upload: Any
     preset: Any
 
@@ -154,26 +143,7 @@ def trajectory_explorer() -> Live:
 def training_picture(losses: LossByLevel, history: list, samples: Tensor) -> bytes:
     ...
 
-class Dashboard(ipywidgets.VBox):
-    trainer: Trainer
-    sample: Callable
-    every: int
-    losses: Any
-    history: Any
-    stopping: Any
-    bar: Any
-    button: Any
-    numbers: Any
-    picture: Any
-    thread: Any
-
-    def __init__(self, trainer: Trainer, sample: Callable, every: int=...):
-        ...
-
-    def close(self):
-        ...
-
-def training_dashboard(trainer: Trainer, sample: Callable, every: int=...) -> Dashboard:
+def training_dashboard(states: Iterator[TrainingState], sample: Callable, every: int=...) -> Iterator[TrainingState]:
     ...
 
 def app(device: torch.device | None=...) -> ipywidgets.VBox:

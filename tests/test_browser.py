@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import TensorDataset
 from consistency_models import Trainer, UNet, load_digits
 trainer = Trainer(UNet(channels=(8, 16)), TensorDataset(load_digits()[0]), steps=100_000, batch_size=8)
-training_dashboard(trainer, lambda net: torch.zeros(4, 1, 8, 8), every=20)
+for state in training_dashboard(trainer.train(), lambda net: torch.zeros(4, 1, 8, 8), every=20): pass
 """
 digits = from_pretrained("digits")
 
@@ -148,11 +148,17 @@ def stroke(page, start, end, steps=8):
 
 # Sampling
 
+def samples(**values):
+    """The picture of the sampling explorer for these values of its controls."""
+    live = w.sampling_explorer(digits)
+    return live.draw(**(live.values() | values))
+
+
 def test_a_slider_moves_the_samples(visit):
     page = visit("sampling")
-    becomes(page, w.sampling_picture(digits, 8, 2, [80.]))
+    becomes(page, samples())
     slider(page, "seed").press("ArrowRight")
-    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=1))
+    becomes(page, samples(seed=1))
 
 
 def test_a_number_can_be_typed(visit):
@@ -162,7 +168,7 @@ def test_a_number_can_be_typed(visit):
     page.keyboard.press("Control+a")
     page.keyboard.type("42")
     page.keyboard.press("Enter")
-    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=42))
+    becomes(page, samples(seed=42))
 
 
 def test_hundred_fast_moves_end_in_the_last_picture(visit):
@@ -170,7 +176,7 @@ def test_hundred_fast_moves_end_in_the_last_picture(visit):
     handle = slider(page, "seed")
     handle.focus()
     for _ in range(100): page.keyboard.press("ArrowRight")
-    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=100))
+    becomes(page, samples(seed=100))
 
 
 def test_dragging_with_the_mouse(visit):
@@ -183,24 +189,24 @@ def test_dragging_with_the_mouse(visit):
     page.wait_for_timeout(1000)
     seed = int(page.locator(".widget-readout").first.inner_text())
     assert seed > 20 and picture(page) != before
-    becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=seed))
+    becomes(page, samples(seed=seed))
 
 
 def test_the_menu_of_classes_and_the_number_of_steps(visit):
     page = visit("sampling")
     page.locator("select").first.select_option("7")
-    becomes(page, w.sampling_picture(digits, 8, 2, [80.], label=7))
+    becomes(page, samples(label=7))
     slider(page, "steps").press("ArrowRight")
-    becomes(page, lambda png: shown(png).height > 250)
-    assert slider(page, "σ₂").is_visible() and not slider(page, "σ₃").is_visible()
+    becomes(page, samples(label=7, steps=3))
+    assert slider(page, "σ₃").is_visible() and not slider(page, "σ₄").is_visible()
 
 
 # Painting
 
 def share(png, colour):
     """How much of the first image, the one that was given, has a colour."""
-    pixels = shown(png).crop((0, 0, 114, 114)).tobytes()
-    return sum(max(abs(a - b) for a, b in zip(pixels[i:i + 3], colour)) < 3 for i in range(0, len(pixels), 3)) / 114**2
+    pixels = shown(png).crop((0, 37, 288, 325)).resize((96, 96), Image.Resampling.NEAREST).tobytes()
+    return sum(max(abs(a - b) for a, b in zip(pixels[i:i + 3], colour)) < 3 for i in range(0, len(pixels), 3)) / 96**2
 
 
 def hidden(png): return share(png, (128, 128, 128))
@@ -213,9 +219,21 @@ def settle(page):
     return png
 
 
+def cleared(page):
+    """Take away the mask with which the painter begins, and return its picture."""
+    before = settle(page)
+    page.get_by_role("button", name="clear").click()
+    return becomes(page, lambda png: hidden(png) < hidden(before) - 0.3)
+
+
+def test_the_painter_begins_with_something_to_see(visit):
+    page = visit("painter")
+    assert hidden(settle(page)) > 0.45
+
+
 def test_a_stroke_hides_and_the_model_fills(visit):
     page = visit("painter")
-    start = settle(page)
+    start = cleared(page)
     stroke(page, (0.1, 0.8), (0.9, 0.8))
     painted = becomes(page, lambda png: hidden(png) > hidden(start) + 0.1)
     board(page).press("z")
@@ -228,6 +246,7 @@ def test_a_stroke_hides_and_the_model_fills(visit):
 
 def test_erasing_and_inverting(visit):
     page = visit("painter")
+    cleared(page)
     page.get_by_role("button", name="invert").click()
     full = becomes(page, lambda png: hidden(png) > 0.8)
     page.get_by_role("button", name="erase").click()
@@ -237,7 +256,7 @@ def test_erasing_and_inverting(visit):
 
 def test_the_board_works_with_keys(visit):
     page = visit("painter")
-    start = settle(page)
+    start = cleared(page)
     board(page).focus()
     for key in ("ArrowDown", "ArrowDown", " ", "ArrowLeft", "ArrowLeft", " "): page.keyboard.press(key)
     becomes(page, lambda png: hidden(png) > hidden(start) + 0.01)
@@ -247,7 +266,7 @@ def test_the_board_works_with_keys(visit):
 
 def test_the_board_works_with_a_finger(visit):
     page = visit("painter", has_touch=True)
-    start = settle(page)
+    start = cleared(page)
     box = board(page).bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     becomes(page, lambda png: hidden(png) > hidden(start) + 0.01)
@@ -255,11 +274,11 @@ def test_the_board_works_with_a_finger(visit):
 
 def test_presets_next_picture_and_tasks(visit):
     page = visit("painter")
-    first = settle(page)
-    page.locator("select", has_text="paint it").select_option("left")
-    becomes(page, lambda png: hidden(png) > hidden(first) + 0.3)
+    first = cleared(page)
+    page.locator("select", has_text="choose").select_option("left")
+    left = becomes(page, lambda png: hidden(png) > hidden(first) + 0.3)
     page.get_by_role("button", name="next picture").click()
-    second = becomes(page, lambda png: hidden(png) < 0.3 and png != first)
+    second = becomes(page, lambda png: png not in (first, left) and hidden(png) > 0.3)
     page.locator("select", has_text="inpaint").select_option("enlarge")
     becomes(page, lambda png: png not in (first, second))
 
@@ -277,6 +296,11 @@ def test_uploads_and_their_errors(visit, tmp_path):
     file.write_bytes(to_png((torch.rand(3, 50, 50) * 255).byte()))
     choose(page, file)
     own = becomes(page, lambda png: png != start)
+    page.get_by_role("button", name="next picture").click()
+    becomes(page, lambda png: png not in (start, own))
+    choose(page, file)     # the same again
+    page.locator("select").nth(1).select_option("0")
+    becomes(page, own)
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
     choose(page, bad)
@@ -313,18 +337,6 @@ def test_points_are_drawn(visit):
     assert page.locator("select").first.input_value() == "your drawing"
 
 
-def test_the_dashboard_runs_and_stops(visit):
-    page = visit("dashboard")
-    before = picture(page)
-    becomes(page, lambda png: png != before)
-    page.get_by_role("button", name="stop").click()
-    page.wait_for_function("() => document.querySelector('button').disabled", timeout=20_000)
-    page.wait_for_timeout(500)
-    last = picture(page)
-    page.wait_for_timeout(1500)
-    assert picture(page) == last
-
-
 def test_the_app_switches_between_explorers(visit):
     page = visit("app")
     assert not board(page).first.is_visible()
@@ -334,11 +346,20 @@ def test_the_app_switches_between_explorers(visit):
     board(page).first.wait_for(state="hidden", timeout=10_000)
 
 
+@pytest.mark.parametrize("name, width", (("sampling", 1000), ("painter", 700), ("schedule", 1000), ("app", 1000)))
+def test_the_picture_fills_a_projector(visit, name, width):
+    page = visit(name)
+    page.wait_for_timeout(500)
+    box = page.locator("img.widget-image").last.bounding_box()
+    assert box["width"] >= width and box["y"] + box["height"] <= 800
+
+
 @pytest.mark.parametrize("name", ("sampling", "painter", "paths", "app"))
 def test_pages_fit_a_phone(visit, name):
     page = visit(name, width=400)
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.locator("img.widget-image").last.bounding_box()["width"] > 320
 
 
 # JupyterLab, and Notebook 7, which is built from its parts
@@ -391,15 +412,28 @@ def test_jupyter_shows_a_widget_and_survives_a_restart(open_in_jupyter):
     for how in (run_all, restart_and_run_all):
         run_and_wait(page, how)
         slider(page, "seed").press("PageUp")     # Notebook 7 keeps the arrow keys for itself
-        becomes(page, w.sampling_picture(digits, 8, 2, [80.], seed=5))
+        becomes(page, samples(seed=5))
 
 
 def test_jupyter_leaves_the_keys_to_the_painter(open_in_jupyter):
     page = open_in_jupyter("painter")
     run_and_wait(page, run_all)
-    start = settle(page)
+    start = cleared(page)
     board(page).focus()
     for key in ("ArrowDown", " ", "ArrowLeft", " "): page.keyboard.press(key)
     becomes(page, lambda png: hidden(png) > hidden(start) + 0.01)
     page.keyboard.press("c")
     becomes(page, start)
+
+
+def test_jupyter_shows_a_run_and_interrupts_it(open_in_jupyter):
+    page = open_in_jupyter("dashboard")
+    run_and_wait(page, run_all)
+    before = picture(page)
+    becomes(page, lambda png: png != before)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name="Interrupt Kernel").click()
+    page.get_by_text("KeyboardInterrupt").first.wait_for(timeout=20_000)
+    last = picture(page)
+    page.wait_for_timeout(1500)
+    assert picture(page) == last
