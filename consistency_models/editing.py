@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch import Tensor
 
+from .parameterization import sigma_data_of
 from .sampling import ConsistencySamplingAndEditing, check_interpolation, check_mask, check_sigmas, identity, slerp
 from .schedules import karras_schedule
 from .utils import as_tensor, check_floating, check_integer
@@ -53,7 +54,7 @@ def edit(
     **kwargs, # keyword arguments for the model
 ) -> Tensor: # edited images, shape and type of `y`
     "Zero-shot editing: Algorithm 4 of Song et al. (2023)"
-    sampler = sampler or ConsistencySamplingAndEditing(sigma_data=getattr(getattr(model, "module", model), "sigma_data", 0.5))
+    sampler = sampler or ConsistencySamplingAndEditing(sigma_data=sigma_data_of(model) or 0.5)
     if sigmas is None: sigmas = editing_sigmas(sigma_min=sampler.sigma_min)
     run = sampler.trajectory if trajectory else sampler
     return run(model, y, sigmas, **vars(operator), start_from_y=start_from_y, add_initial_noise=add_initial_noise,

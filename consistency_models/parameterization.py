@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning', 'model_forward_wrapper', 'Precondition',
-           'gaussian_consistency_function', 'as_network']
+           'sigma_data_of', 'check_sigma_data', 'gaussian_consistency_function', 'as_network']
 
 # %% ../nbs/02_parameterization.ipynb #b5a2e8b5
+import math
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +65,7 @@ def model_forward_wrapper(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
     sigma_data:float=0.5, # standard deviation of the clean data
-    sigma_min:float=0.002, # the smallest noise level, where $f(x, \sigma) = x$
+    sigma_min:float=0.002, # the smallest noise level; up to it $f(x, \sigma) = x$
     **kwargs, # handed to `model`
 ) -> Tensor: # $f_\theta(x, \sigma)$, shape and type of `x`
     "The consistency function $f_\\theta$: Eq. 5 of Song et al. (2023)"
@@ -70,11 +73,14 @@ def model_forward_wrapper(
     sigma = _one_level_each(sigma, x)
     c_skip = pad_dims_like(skip_scaling(sigma, sigma_data, sigma_min), x)
     c_out = pad_dims_like(output_scaling(sigma, sigma_data, sigma_min), x)
-    output = model(x.clone(), sigma.to(x.dtype), **kwargs)    # its own copy: a network may work in place
+    asked = sigma.to(x.dtype)
+    asked = torch.where(asked > 0, asked, 1.)                 # ln 0 is nothing to ask a network about
+    output = model(x.clone(), asked, **kwargs)                # its own copy: a network may work in place
     if not isinstance(output, Tensor): raise TypeError(f"the model must return a tensor, got {type(output).__name__}")
     if output.shape != x.shape:
         raise ValueError(f"the model must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}")
-    return (c_skip * x + c_out * output).to(x.dtype)
+    level, end = _levels(sigma, sigma_min)
+    return torch.where(pad_dims_like(level > end, x), c_skip * x + c_out * output, x).to(x.dtype)
 
 # %% ../nbs/02_parameterization.ipynb #6dd37372
 def _one_level_each(sigma, x:Tensor) -> Tensor:
@@ -102,6 +108,26 @@ class Precondition(nn.Module):
         scaled = pad_dims_like(input_scaling(sigma, self.sigma_data), x) * x
         return self.net(scaled.to(x.dtype), noise_conditioning(sigma).to(x.dtype), **kwargs)
 
+# %% ../nbs/02_parameterization.ipynb #e4eb3e86
+def sigma_data_of(
+    model, # a network, also compiled, parallel, or with arguments filled in by `partial`
+) -> float|None: # what it was built for, `None` if it does not say
+    "The standard deviation of the data as the network itself knows it"
+    while model is not None:
+        if hasattr(model, "sigma_data"): return float(model.sigma_data)
+        inside = (getattr(model, name, None) for name in ("func", "module", "_orig_mod", "__wrapped__", "__self__"))
+        model = next((m for m in inside if m is not None), None)
+
+def check_sigma_data(
+    model, # a network, wrapped or not
+    sigma_data:float, # what the caller uses
+):
+    "Warn where a network was built for another `sigma_data` than the one in use"
+    own = sigma_data_of(model)
+    if own is not None and not math.isclose(own, sigma_data, rel_tol=1e-3):
+        warnings.warn(f"sigma_data is {sigma_data:g} here, but the network was built for {own:g}; "
+                      f"its answers are worse than they could be: give sigma_data={own:g}", stacklevel=3)
+
 # %% ../nbs/02_parameterization.ipynb #29e41956
 def gaussian_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -113,7 +139,7 @@ def gaussian_consistency_function(
     "The exact consistency function of data distributed as $\\mathcal N(\\mu, s^2)$"
     check_floating(x, "x")
     sigma, sigma_min = _levels(_one_level_each(sigma, x), sigma_min)
-    shrink = ((std**2 + sigma_min**2) / (std**2 + sigma**2)).sqrt()
+    shrink = ((std**2 + sigma_min**2) / (std**2 + sigma.maximum(sigma_min)**2)).sqrt()
     return (mean + (x - mean) * pad_dims_like(shrink, x)).to(x.dtype)
 
 # %% ../nbs/02_parameterization.ipynb #d4e2cd1e

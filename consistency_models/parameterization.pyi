@@ -1,6 +1,6 @@
 # Made by tests/stubs.py; edit the notebooks.
 from torch import Tensor, nn
-__all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning', 'model_forward_wrapper', 'Precondition', 'gaussian_consistency_function', 'as_network']
+__all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning', 'model_forward_wrapper', 'Precondition', 'sigma_data_of', 'check_sigma_data', 'gaussian_consistency_function', 'as_network']
 
 def skip_scaling(sigma: Tensor, sigma_data: float=..., sigma_min: float=...) -> Tensor:
     ...
@@ -26,6 +26,12 @@ class Precondition(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, **kwargs) -> Tensor:
         ...
+
+def sigma_data_of(model) -> float | None:
+    ...
+
+def check_sigma_data(model, sigma_data: float):
+    ...
 
 def gaussian_consistency_function(x: Tensor, sigma: Tensor, mean: float=..., std: float=..., sigma_min: float=...) -> Tensor:
     ...

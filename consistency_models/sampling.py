@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .parameterization import model_forward_wrapper
+from .parameterization import check_sigma_data, model_forward_wrapper
 from .utils import as_tensor, at_least_float32, bind_kwargs, check_floating, check_number, randn_like
 
 # %% ../nbs/08_sampling.ipynb #4712b496
@@ -105,6 +105,7 @@ def trajectory(self:ConsistencySamplingAndEditing,
 ) -> Iterator[tuple[float, Tensor, Tensor]]: # `(sigma, noisy, denoised)` for each step
     "Sample or edit, step by step: Algorithms 1 and 4 of Song et al. (2023)"
     _check_reference(y)
+    check_sigma_data(model, self.sigma_data)
     levels, model = check_sigmas(sigmas, self.sigma_min), bind_kwargs(model, model_kwargs, kwargs)
     recombine = keep_known(y, mask, transform_fn, inverse_transform_fn)
     with torch.set_grad_enabled(enable_grad and torch.is_grad_enabled()):
@@ -197,7 +198,11 @@ def interpolate(self:ConsistencySamplingAndEditing,
     model_kwargs:dict|None=None, # keyword arguments for the model, of any name
     **kwargs, # keyword arguments for the model
 ) -> Tensor: # samples between `a` and `b`
-    "Add noise to two samples, interpolate on the sphere, and sample from there"
+    """Add noise to two samples, `slerp` the noisy samples, and sample from there: the call of the published package.
+
+    Its result is kept, and it is not the interpolation of appendix D of Song et al. (2023), which mixes *noise* and has
+    no pictures to start from: that is `interpolate_latents`. What is mixed here is picture and noise together, so the
+    shares of the two pictures need not add up to one and the noise is weaker than the level that the model is told."""
     levels = check_sigmas(sigmas, self.sigma_min)
     check_interpolation(a, b, ab_ratio)
     noisy = [x + levels[0] * randn_like(x, generator) for x in (a, b)]

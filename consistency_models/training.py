@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .parameterization import model_forward_wrapper
+from .parameterization import check_sigma_data, model_forward_wrapper
 from .schedules import karras_schedule, timesteps_schedule
 from .utils import (
     as_double, at_least_float32, bind_kwargs, check_ascending, check_floating, check_number, draw_device, pad_dims_like,
@@ -29,7 +29,7 @@ def ideal_denoiser(
     points = as_double(x).flatten(1)
     candidates, sigma = as_double(data).to(points.device), as_double(sigma).to(points.device)
     candidates, sigma = candidates.flatten(1), sigma.expand(len(x))
-    w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2)).softmax(1)
+    w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2).clamp(min=1e-300)).softmax(1)    # the nearest at 0
     return (w @ candidates).reshape(x.shape).to(x)
 
 # %% ../nbs/06_consistency_training.ipynb #d2d9474a
@@ -43,14 +43,15 @@ def exact_consistency_function(
 ) -> Tensor: # $f^*(x, \sigma)$, shape of `x`
     "The exact consistency function of a finite data set: the probability-flow ODE, solved by Algorithm 1 of Karras et al. (2022)"
     points = [as_double(x)]
-    start = as_double(sigma).to(points[0].device).expand(len(x))
+    start = as_double(sigma).to(points[0].device).expand(len(x)).clamp(min=sigma_min)
     grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=start.device)[:, None]
     levels = (sigma_min ** (1 / 7) + grid * (start ** (1 / 7) - sigma_min ** (1 / 7))) ** 7
-    slope = lambda x, s: (x - ideal_denoiser(x, s, data)) / pad_dims_like(s, x)
+    slope = lambda x, s: (x - ideal_denoiser(x, s, data)) / pad_dims_like(s, x).clamp(min=1e-300)
     for now, then in zip(levels[:-1], levels[1:]):
         d = slope(points[-1], now)
         guess = points[-1] + pad_dims_like(then - now, x) * d
-        points.append(points[-1] + pad_dims_like(then - now, x) * (d + slope(guess, then)) / 2)
+        end = torch.where(pad_dims_like(then, x) > 0, slope(guess, then), d)         # Euler's step, where it ends at 0
+        points.append(points[-1] + pad_dims_like(then - now, x) * (d + end) / 2)
     return (torch.stack(points) if path else points[-1]).to(x)
 
 # %% ../nbs/06_consistency_training.ipynb #b88656fd
@@ -147,6 +148,7 @@ def __call__(self:ConsistencyTraining,
 ) -> ConsistencyTrainingOutput:
     "One step: `predicted` and `target`, to be compared by a loss of your choice"
     check_batch(x)
+    check_sigma_data(student_model, self.sigma_data)
     num_timesteps = timesteps_schedule(current_training_step, total_training_steps, self.initial_timesteps, self.final_timesteps)
     sigmas = sigmas_like(self, num_timesteps, x)
     where = draw_device(generator, x.device)
@@ -191,6 +193,7 @@ def __call__(self:ImprovedConsistencyTraining,
 ) -> ConsistencyTrainingOutput:
     "One step: `predicted`, `target` and `loss_weights`, for `(pseudo_huber_loss(predicted, target) * loss_weights).mean()`"
     check_batch(x)
+    check_sigma_data(model, self.sigma_data)
     num_timesteps = improved_timesteps_schedule(current_training_step, total_training_steps, self.initial_timesteps, self.final_timesteps)
     sigmas = sigmas_like(self, num_timesteps, x)
     n = lognormal_timestep_distribution(len(x), sigmas, self.lognormal_mean, self.lognormal_std, generator)

@@ -68,6 +68,36 @@ each_network = pytest.mark.parametrize("network, shape", NETWORKS.values(), ids=
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float16), ids=str)
+@each_network
+def test_the_answer_is_x_where_no_noise_is_left(network, shape, dtype):
+    """Also among other levels, and where a level is so small that it becomes 0 in half precision."""
+    if isinstance(network, nn.Module): network = copy.deepcopy(network).to(dtype)
+    x, levels = gaussian(*shape).to(dtype), torch.linspace(0, 3, shape[0])
+    for sigma_min in (0., 0.002):
+        assert torch.equal(model_forward_wrapper(network, x, 0., sigma_min=sigma_min), x)
+        mixed = model_forward_wrapper(network, x, levels, sigma_min=sigma_min)
+        assert torch.equal(mixed[0], x[0]) and mixed.isfinite().all() and not torch.equal(mixed[1:], x[1:])
+    assert model_forward_wrapper(network, x, 1e-9, sigma_min=0.).sub(x).abs().max() < 1e-4
+
+
+def test_no_gradient_is_lost_where_no_noise_is_left():
+    network, x = shake(MLP(2, 16, 2)), gaussian(4, 2)
+    model_forward_wrapper(network, x, torch.tensor([0., 0., 1., 2.]), sigma_min=0.).sum().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_exact_answers_hold_down_to_no_noise():
+    data, x = gaussian(20, 2), gaussian(5, 2, seed=1)
+    nearest = data[torch.cdist(x, data).argmin(1)]
+    assert torch.equal(ideal_denoiser(x, torch.zeros(5), data), nearest)
+    assert torch.equal(exact_consistency_function(x, torch.zeros(5), data), x)
+    assert torch.equal(gaussian_consistency_function(x, 0.), gaussian_consistency_function(x, 0.002))
+    close, end = (exact_consistency_function(x, torch.full((5,), 0.5), data, sigma_min=low) for low in (1e-4, 0.))
+    assert (close - end).abs().max() < 1e-3
+
+
+@torch.no_grad()
 @each_dtype
 @each_network
 def test_boundary_condition_is_exact(network, shape, dtype):

@@ -1,6 +1,8 @@
 """Multistep sampling, editing with masks and transforms, interpolation."""
 
 import math
+import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +11,15 @@ from torch import nn
 from consistency_models import (
     MLP,
     ConsistencySamplingAndEditing,
+    ConsistencyTraining,
+    ImprovedConsistencyTraining,
     UNet,
     as_network,
+    from_pretrained,
+    inpaint,
     karras_schedule,
     model_forward_wrapper,
+    sigma_data_of,
     slerp,
 )
 
@@ -531,3 +538,34 @@ def test_a_bad_model_is_refused(model, error):
     ({"sigma_data": nan}, ValueError), ({"sigma_min": None}, TypeError), ({"sigma_data": "1"}, TypeError)))
 def test_bad_settings_are_refused(settings, error):
     with pytest.raises(error, match=next(iter(settings))): ConsistencySamplingAndEditing(**settings)
+
+
+# One fact in several places
+
+WRAPPED = {
+    "bare": lambda net, **kwargs: net, "arguments filled in": partial, "parallel": lambda net, **kwargs: nn.DataParallel(net),
+    "compiled": lambda net, **kwargs: torch.compile(net), "its forward": lambda net, **kwargs: net.forward}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_sigma_data_that_contradicts_the_network_is_warned_of_once(wrap, monkeypatch):
+    net = MLP(2, 16, 1, sigma_data=0.752)
+    monkeypatch.setattr(torch, "compile", lambda model: torch._dynamo.OptimizedModule(model, torch._dynamo.disable()))   # wrapped as ever, not compiled
+    wrapped, x = wrap(net), torch.zeros(4, 2)
+    assert sigma_data_of(wrapped) == 0.752 and sigma_data_of(plain) is None
+    for run in (lambda sigma_data: ConsistencySamplingAndEditing(sigma_data=sigma_data)(wrapped, x, SIGMAS),
+                lambda sigma_data: ConsistencySamplingAndEditing(sigma_data=sigma_data).interpolate(wrapped, x, x + 1, 0.5, SIGMAS),
+                lambda sigma_data: ConsistencyTraining(sigma_data=sigma_data)(wrapped, wrapped, x, 0, 1),
+                lambda sigma_data: ImprovedConsistencyTraining(sigma_data=sigma_data)(wrapped, x, 0, 1)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run(0.752)
+            assert said == []
+            run(0.5)
+        assert len(said) == 1 and "sigma_data is 0.5 here, but the network was built for 0.752" in str(said[0].message)
+
+
+def test_editing_takes_sigma_data_from_a_network_whose_arguments_are_filled_in():
+    net, x, y = from_pretrained("digits"), torch.zeros(2, 1, 8, 8), torch.tensor([3, 4])
+    direct = inpaint(net, x, 1., [80.], generator=seeded(), class_labels=y)
+    assert torch.equal(inpaint(partial(net, class_labels=y), x, 1., [80.], generator=seeded()), direct)
