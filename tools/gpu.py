@@ -141,12 +141,14 @@ def plan(options, device, folder, data, end):
     from throughput import seconds_each
 
     from consistency_models.cli import make_trainer, recipe_for
-    path = folder / "plan.json"
+    path, recipe = folder / "plan.json", recipe_for(options.train)
+    known = recipe.keys() - {"steps"}
+    if unknown := options.recipe.keys() - known:
+        raise ValueError(f"--recipe knows {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}; the steps follow from --minutes")
     if path.is_file():
         earlier = json.loads(path.read_text())
         if earlier["recipe"] | options.recipe != earlier["recipe"]: raise ValueError(f"--recipe differs from {path} of an earlier run; choose another --out")
         return earlier
-    recipe = recipe_for(options.train)
     if device.type == "cuda": recipe |= {"precision": "bf16", "batch_size": 8 * recipe["batch_size"]}
     recipe |= options.recipe
     states = make_trainer(data, recipe | {"steps": 60}).train()
