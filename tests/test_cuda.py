@@ -138,17 +138,19 @@ def test_a_compiled_network_drops_the_same_for_student_and_target(device):
     compiled, x = torch.compile(lambda x, sigma: net[1](net[0](x, sigma) + 1)), POINTS[:64].to(device)
     levels = torch.logspace(-2, 1.9, 64, device=device)
     predicted, target = consistency_pair(compiled, compiled, x, gaussian(64, 2).to(device), levels, levels)
-    assert torch.allclose(predicted, target, atol=1e-5)
+    assert torch.allclose(predicted, target, atol=1e-4)
     again, _ = consistency_pair(compiled, compiled, x, gaussian(64, 2).to(device), levels, levels)
     assert not torch.allclose(predicted, again, atol=1e-2)   # the next step drops others
 
 
 @needs_cuda
 def test_a_compiled_network_trains_the_same_weights():
-    plain, compiled = make(steps=5, learning_rate=1e-4), make(steps=5, learning_rate=1e-4, compile=True)
+    settings = {"steps": 5, "learning_rate": 0.1, "optimizer": torch.optim.SGD, "clip_norm": 1., "decay": False}
+    before, plain, compiled = make(**settings), make(**settings), make(compile=True, **settings)
     for trainer in (plain, compiled):
         for _ in trainer.train(): pass
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain.net.parameters(), compiled.net.parameters(), strict=True))
+    start, a, b = (nn.utils.parameters_to_vector(trainer.net.parameters()) for trainer in (before, plain, compiled))
+    assert (a - start).norm() > 0.1 > 100 * (a - b).norm()
 
 
 # Killed
@@ -183,6 +185,13 @@ def start(folder, device):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def next_step(process):
+    """The step that it prints next"""
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    return int(line)
+
+
 def finished(folder, device):
     """Run to the end; the step it started from, and the bytes of the averaged weights."""
     process = start(folder, device)
@@ -196,8 +205,8 @@ def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, device):
     starts = []
     for steps in (6, 11):
         process = start(str(tmp_path / "killed"), device)
-        starts.append(int(process.stdout.readline()))
-        for _ in range(steps): process.stdout.readline()
+        starts.append(next_step(process))
+        for _ in range(steps): next_step(process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     last, resumed = finished(str(tmp_path / "killed"), device)

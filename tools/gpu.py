@@ -48,29 +48,33 @@ def tests(options, device, quick, row):
     """The tests marked `needs_cuda`; without a GPU their twins on the CPU. Shortened, nothing is compiled or killed"""
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest
-    results = {}  # for each test function: what became of its cases, and seconds
+    results = {}  # for each test function: what became of its cases, seconds, and the first error
 
     def chosen(item):
         from conftest import needs_cuda
         twin = getattr(item, "callspec", None) and item.callspec.params.get("device") == "cpu"
         return (needs_cuda.mark in item.iter_markers("skipif") if device.type == "cuda" else twin) and not (quick and re.search("compiled|killed", item.name))
 
+    def error_of(report): return next((line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E ")), "see the log")
+
     class Plugin:
         def pytest_collection_modifyitems(self, items): items[:] = filter(chosen, items)
 
         def pytest_collectreport(self, report):
-            if report.failed: results[report.nodeid] = [["failed"], 0]
+            if report.failed: results[Path(report.nodeid).name] = [["failed"], 0, error_of(report)]
 
         def pytest_runtest_logreport(self, report):
-            result = results.setdefault(report.nodeid.split("::")[1].split("[")[0], [[], 0])
+            result = results.setdefault(report.nodeid.split("::")[1].split("[")[0], [[], 0, ""])
+            if report.failed and not result[2]: result[2] = error_of(report)
             if report.when == "call" or report.outcome != "passed": result[0].append(report.outcome)
             result[1] += report.duration
 
     files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if re.search(r"\bneeds_cuda\b|^@devices", p.read_text(), re.MULTILINE)]
-    code = pytest.main(["-p", "no:cacheprovider", "-W", "ignore", f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini"), *map(str, files)], plugins=[Plugin()])
-    for name, (outcomes, seconds) in results.items():
+    settings = ["--continue-on-collection-errors", "-p", "no:cacheprovider", "-W", "ignore", f"--rootdir={ROOT}", "-c", str(ROOT / "pytest.ini")]
+    code = pytest.main([*settings, *map(str, files)], plugins=[Plugin()])
+    for name, (outcomes, seconds, error) in results.items():
         counts = ", ".join(f"{outcomes.count(o)} {o}" for o in ("passed", "failed", "skipped") if o in outcomes)
-        row(name.removeprefix("test_").replace("_", " "), counts, f"{seconds:.1f} s", failed="failed" in outcomes)
+        row(name.removeprefix("test_").replace("_", " "), counts, f"{seconds:.1f} s", " ".join(error.split())[:120], failed="failed" in outcomes)
     if code not in (0, 1): raise RuntimeError(f"pytest ended with {code!r}; the log says why")
 
 
@@ -175,7 +179,7 @@ def train(options, device, quick, row):
         recent = [*recent[-99:], state.loss]
         if time.monotonic() > end: states.close()
     ended = trainer.step == trainer.steps
-    row(f"{options.train}: step of {trainer.steps:,}{went_on}", f"{trainer.step:,}", "", "" if ended else "no time left; the same command goes on")
+    row(f"{options.train}: step of {trainer.steps:,}{went_on}", trainer.step, "", "" if ended else "no time left; the same command goes on")
     if recent: row(f"{options.train}: loss, mean of the last {len(recent)} steps", sum(recent).item() / len(recent), "", f"{time.monotonic() - begin:.0f} s in all")
     if not ended: return
     save_pretrained(trainer.average, folder, title=f"A consistency model of {options.train}", shape=describe(data)["shape"],
@@ -205,8 +209,8 @@ def work(options):
     os.dup2(2, 1)
 
     def row(name, value="", unit="", note="", failed=False):
-        value = (f"{value:,.0f}" if value >= 1000 else f"{value:.4g}") if isinstance(value, float) else str(value)
-        print(json.dumps({"part": options.part, "name": name, "value": value, "unit": unit, "note": str(note), "failed": failed}), file=rows, flush=True)
+        found = {"part": options.part, "name": name, "value": value, "unit": unit, "note": str(note), "failed": failed}
+        print(json.dumps(found), file=rows, flush=True)
 
     try:
         import torch
@@ -238,12 +242,16 @@ def run_part(name, options, seconds, log):
     return [json.loads(line) for line in printed.splitlines()] + ends
 
 
+def figure(value):
+    """A text as it is, a number with four digits or more"""
+    if isinstance(value, float): return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
 def table(found):
     """The figures as aligned text, a line each"""
-    lines = [found["machine"], f"{'part':9} {'what':62} {'figure':>10}"]
-    lines += [f"{r['part']:9} {r['name']:62} {r['value']:>10} {r['unit']:8} {'FAILED ' * (r['failed'] and r['value'] != 'failed')}{r['note']}".rstrip()
-              for r in found["rows"]]
-    return "\n".join(lines)
+    rows = [f"{r['part']:9} {r['name']:62} {figure(r['value']):>10} {r['unit']:8} {r['note']}".rstrip() for r in found["rows"]]
+    return "\n".join([found["machine"], f"{'part':9} {'what':62} {'figure':>10}", *rows])
 
 
 def check_all(options):
