@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lab app export benchmarks clean
+.PHONY: help demo test lab app export benchmarks gpu clean
+
+# Threads that wait for each other give way soon, which a crowded machine needs; torch reads it when it is imported.
+GOMP_SPINCOUNT ?= 1000
+export GOMP_SPINCOUNT
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +41,9 @@ benchmarks: .venv/done ## import time and overhead, as ratios; then speed option
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/widgets.py
+
+gpu: .venv/done ## GPU tests and speed in one table, within nine minutes; shortened without a GPU
+	$(BIN)/python tools/gpu.py $(ARGS)
 
 clean: ## remove the environment and everything made
 	rm -rf .venv demo _docs _proc build dist *.egg-info
