@@ -13,7 +13,6 @@ import shlex
 import sys
 import time
 import traceback
-from io import BytesIO
 from operator import index
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from .pretrained import _refuse_foreign_files, from_pretrained, save_pretrained
 from .sampling import ConsistencySamplingAndEditing
 from .trainer import Trainer, new_accelerator, progress
 from .training import ImprovedConsistencyTraining
-from .utils import check_integer, default_device, image_grid, show_images, to_png, use_style, write_whole
+from .utils import check_integer, default_device, image_grid, show_images, use_style
 
 # %% ../nbs/14_cli.ipynb #3b0d03fe
 RECIPES = {
@@ -195,9 +194,10 @@ def _labels(net, n:int, text:str|None) -> dict:
 
 def _picture_to_write(path:str|None, default:str) -> Path:
     "Where a picture goes: to a path that was asked for, or to `default`, where only pictures of this program are replaced"
-    if path: return Path(path).expanduser()
-    _refuse_foreign_picture(Path(default))
-    return Path(default)
+    place = Path(path or default).expanduser()
+    if place.is_dir(): raise ValueError(f"out must be a file, but {place} is a folder")
+    if not path: _refuse_foreign_picture(place)
+    return place
 
 def _refuse_foreign_picture(path:Path):
     "Raise if there is a file that this program did not write"
@@ -212,13 +212,12 @@ _NOTE = {"Software": "consistency_models"}      # stands in each picture, so tha
 
 def _save_grid(x:Tensor, path:Path, columns:int):
     "Write images as one PNG, with pixels enlarged so that an image measures at least 64"
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
-    picture, note = Image.open(BytesIO(to_png(image_grid(x, columns)))), PngInfo()
+    from torchvision.transforms.v2.functional import to_pil_image
+    note = PngInfo()
     for name, text in _NOTE.items(): note.add_text(name, text)
-    file = BytesIO()
-    picture.save(file, "PNG", pnginfo=note, compress_level=1)
-    write_whole(path, file.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(image_grid(x, columns)).save(path, "PNG", pnginfo=note, compress_level=1)
     print(f"{len(x)} images are in {path}")
 
 # %% ../nbs/14_cli.ipynb #2db329d8

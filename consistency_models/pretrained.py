@@ -80,7 +80,7 @@ def _hub_model():
         def _save_pretrained(self, save_directory:Path): _write_weights(self.net, Path(save_directory) / "model.safetensors")
 
         @classmethod
-        def _from_pretrained(cls, *, model_id, config=None, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None):
+        def _from_pretrained(cls, *, model_id, config=None, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_):   # and what older versions hand over
             if config is None: raise ValueError(f"{model_id} has no config.json")
             path = Path(model_id) / "model.safetensors"
             if not Path(model_id).is_dir():
