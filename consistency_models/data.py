@@ -167,8 +167,8 @@ def _opened(kind:type, arguments:dict):
     return kind(**arguments | {"download": False})
 
 def _class_label(label) -> int|Tensor:
-    "A class as a number; the attributes of CelebA stay the tensor that they are"
-    if isinstance(label, Tensor) and label.ndim: return label
+    "A class as a number; a tensor, such as the attributes of CelebA, stays what it is"
+    if isinstance(label, Tensor): return label
     try: return index(label)
     except TypeError: raise ValueError(f"this set of torchvision has no classes: its labels are of type {type(label).__name__}") from None
 
