@@ -209,10 +209,10 @@ def test_every_requirement_has_a_floor_and_no_ceiling():
 
 
 def test_what_is_imported_is_required():
-    """All but the standard library and what a reader installs for one purpose"""
+    """All but the standard library, what a reader installs for one purpose, and what Colab has"""
     required = {re.split(">=", r)[0] for r in settings()["requirements"].split()}
     names = {"PIL": "pillow", "sklearn": "scikit-learn"}
-    optional = {"diffusers", "torch_fidelity", "IPython", "consistency_models"}
+    optional = {"diffusers", "torch_fidelity", "IPython", "google", "traitlets", "consistency_models"}    # traitlets come with ipywidgets
     imported = {m for module in FLOORS for node in ast.walk(parsed(module)) for m in
                 ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])}
     used = {m.split(".")[0] for m in imported} - set(sys.stdlib_module_names) - optional
