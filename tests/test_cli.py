@@ -220,7 +220,8 @@ def test_command_is_installed():
 class Fault(Exception): "Something that nobody foresaw"
 
 
-@pytest.mark.parametrize("error", [AttributeError("x"), KeyError("x"), IndexError("x"), AssertionError("x"), TypeError("x"), RuntimeError("x\ny"), ZeroDivisionError("x"), Fault("x")])
+@pytest.mark.parametrize("error", [AttributeError("x"), KeyError("x"), IndexError("x"), AssertionError("x"),
+                                   TypeError("x"), RuntimeError("x\ny"), ZeroDivisionError("x"), Fault("x")])
 def test_a_fault_of_the_program_is_told_from_a_mistake(error, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("consistency_models.cli._load", lambda model: (_ for _ in ()).throw(error))
     command = ["sample", "digits", "--out", str(tmp_path / "x.png")]
@@ -317,8 +318,10 @@ IMAGE = torch.zeros(1, 8, 8)
 
 
 @pytest.mark.parametrize("items, match", [
-    ([(IMAGE, "cat")], "classes must be whole numbers 0, 1, 2, ..., but item 0 has 'cat'"), ([(IMAGE, 0), (IMAGE, 1.5)], "item 1 has 1.5"), ([(IMAGE, 0), (IMAGE, -1)], "item 1 has -1"),
-    ([(IMAGE, torch.ones(40))], "item 0 has tensor"), ([(IMAGE, (1, 2))], "item 0 has"), ([{"image": IMAGE, "label": 0}], "item 0 is of type dict"), ([(IMAGE, 0, 0)], "item 0 is of type tuple"),
+    ([(IMAGE, "cat")], "classes must be whole numbers 0, 1, 2, ..., but item 0 has 'cat'"),
+    ([(IMAGE, 0), (IMAGE, 1.5)], "item 1 has 1.5"), ([(IMAGE, 0), (IMAGE, -1)], "item 1 has -1"),
+    ([(IMAGE, torch.ones(40))], "item 0 has tensor"),
+    ([(IMAGE, (1, 2))], "item 0 has"), ([{"image": IMAGE, "label": 0}], "item 0 is of type dict"), ([(IMAGE, 0, 0)], "item 0 is of type tuple"),
     (["text"], "item 0 is of type str"), ([], "empty")])
 def test_data_that_cannot_be_used_is_refused_by_its_item(items, match):
     with pytest.raises(ValueError, match=re.escape(match)): in_memory(Items(*items))
