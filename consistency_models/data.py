@@ -138,8 +138,6 @@ def torchvision_dataset(
     raise refused
 
 # %% ../nbs/05_data.ipynb #5b0c7e21
-#| code-fold: true
-#| code-summary: "What a class of torchvision takes"
 def _arguments(kind:type) -> dict:
     "The arguments that a class takes, with those that it hands on to its parents"
     found = {}
@@ -173,8 +171,6 @@ def _class_label(label) -> int|Tensor:
     except TypeError: raise ValueError(f"this set of torchvision has no classes: its labels are of type {type(label).__name__}") from None
 
 # %% ../nbs/05_data.ipynb #0cc39533
-#| code-fold: true
-#| code-summary: "Reading one picture"
 _KINDS = {".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jif": "JPEG", ".jfif": "JPEG", ".mpo": "JPEG",
           ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
@@ -241,8 +237,6 @@ class ImageFolder(torch.utils.data.Dataset):
         return _read(self.files[i], str(self.files[i]), size=(self.size, self.size), channels=self.channels)
 
 # %% ../nbs/05_data.ipynb #c8d1f06a
-#| code-fold: true
-#| code-summary: "Finding the files"
 _OTHERS = {"." + name for name in (
     "3fr ai arw avif bpg cr2 cr3 cur dds djvu dng emf eps exr fits hdr heic heics heif hif icns ico iiq j2c j2k jp2 jpc jpf jpm jpx jxl jxr kdc kra "
     "mrw nef nrw orf pbm pcx pef pfm pgm pict pnm ppm psb psd qoi raf raw rw2 rwl sgi sr2 srf srw svg svgz tga wdp wmf x3f xbm xcf xpm").split()}
