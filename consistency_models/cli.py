@@ -8,9 +8,12 @@ __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'descr
            'evaluate', 'save', 'draw_samples', 'draw_edits', 'draw_losses', 'demo', 'parser_for', 'main']
 
 # %% ../nbs/14_cli.ipynb #9f3d3b31
+import os
 import shlex
 import sys
 import time
+import traceback
+from operator import index
 from pathlib import Path
 
 import torch
@@ -22,11 +25,11 @@ from .data import ImageFolder, colour_shapes, load_digits, measure_sigma_data, r
 from .editing import inpaint, interpolate_latents, preset_mask
 from .metrics import Classifier, frechet_distance, recognition_rate, train_classifier
 from .networks import UNet
-from .pretrained import from_pretrained, save_pretrained
+from .pretrained import _refuse_foreign_files, from_pretrained, save_pretrained
 from .sampling import ConsistencySamplingAndEditing
 from .trainer import Trainer, new_accelerator, progress
 from .training import ImprovedConsistencyTraining
-from .utils import check_integer, default_device, image_grid, show_images, to_png, use_style
+from .utils import check_integer, default_device, image_grid, show_images, use_style
 
 # %% ../nbs/14_cli.ipynb #3b0d03fe
 RECIPES = {
@@ -54,30 +57,54 @@ def open_data(
     if name == "digits" and size not in (None, 8): raise ValueError("the digits are 8 by 8 and have no other size")
     if name == "digits": return TensorDataset(*load_digits())
     if name == "shapes": return TensorDataset(*colour_shapes(20_000 if train else 4_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
-    if Path(name).is_dir(): return in_memory(ImageFolder(name, size or 32))
-    if "/" in name or name.startswith("."): raise ValueError(f"there is no folder {name}")
-    try: return in_memory(torchvision_dataset(name, root, train, download=False, size=size))
-    except RuntimeError: return in_memory(torchvision_dataset(name, root, train, size=size))   # not there, or not whole
+    folder = Path(name).expanduser()
+    if folder.is_dir(): return in_memory(ImageFolder(folder, size or 32))
+    if len(folder.parts) != 1 or name.startswith("."): raise ValueError(f"there is no folder {name}")
+    try: images = torchvision_dataset(name, root, train, download=False, size=size)
+    except (RuntimeError, FileNotFoundError) as e:
+        if not isinstance(e, FileNotFoundError) and "download" not in str(e): raise
+        images = torchvision_dataset(name, root, train, size=size)              # not there, or not whole
+    return in_memory(images)
 
 def in_memory(
     data:Dataset, # of images, or of pairs `(image, label)`
     limit:int=2**31, # bytes
 ) -> Dataset: # a `TensorDataset` of the same, or `data` itself if it needs more than `limit`
     "Read a data set once, if it is small enough"
-    first = data[0][0] if isinstance(data[0], tuple) else data[0]
-    if len(data) * first.numel() * 4 > limit: return data
-    items = [item if isinstance(item, tuple) else (item,) for item in (data[i] for i in range(len(data)))]
+    if len(data) == 0: raise ValueError("the data set is empty")
+    first = _image_and_class(data[0], 0)
+    if len(data) * first[0].numel() * 4 > limit: return data
+    items = [_image_and_class(data[i], i) for i in range(len(data))]
+    for i, item in enumerate(items):
+        if len(item) != len(first) or item[0].shape != first[0].shape:
+            raise ValueError(f"all items must be alike, but item {i} has shape {tuple(item[0].shape)}, the first {tuple(first[0].shape)}, or one of them has no class")
     return TensorDataset(*(torch.stack(c) if isinstance(c[0], Tensor) else torch.tensor(c) for c in zip(*items)))
+
+def _image_and_class(item, i:int) -> tuple:
+    "Item `i` of a data set as `(image,)` or `(image, class)`, or an error that says what is wrong with it"
+    image, *label = item if isinstance(item, tuple | list) else (item,)
+    if not isinstance(image, Tensor) or len(label) > 1:
+        raise ValueError(f"a data set must give images as tensors, or pairs (image, class), but item {i} is of type {type(item).__name__}")
+    return image, *(_class_number(y, i) for y in label)
+
+def _class_number(label, i:int) -> int:
+    "The class of item `i`, or an error if it is no whole number from 0"
+    try: number = index(label)
+    except TypeError: raise ValueError(f"classes must be whole numbers 0, 1, 2, ..., but item {i} has {label!r}; number them") from None
+    if number < 0: raise ValueError(f"classes must be whole numbers from 0, but item {i} has {number}")
+    return number
 
 # %% ../nbs/14_cli.ipynb #ba1e8462
 def describe(
     data:Dataset, # of images, or of pairs `(image, label)`
 ) -> dict: # `shape` of an image, `num_classes` (`None` without labels), `sigma_data`
     "What a network has to know about its data"
-    first = data[0] if isinstance(data[0], tuple) else (data[0],)
+    image, *label = _image_and_class(data[0], 0)
+    if image.ndim != 3 or not image.is_floating_point():
+        raise ValueError(f"images must be floating point tensors of shape (channels, height, width), got {image.dtype} of shape {tuple(image.shape)}")
     tensors = isinstance(data, TensorDataset)
-    labels = None if len(first) == 1 else data.tensors[1] if tensors else torch.tensor([y for _, y in data])
-    return {"shape": list(first[0].shape), "num_classes": None if labels is None else int(labels.max()) + 1,
+    labels = data.tensors[1].tolist() if label and tensors else [data[i][1] for i in range(len(data))] if label else []
+    return {"shape": list(image.shape), "num_classes": 1 + max(_class_number(y, i) for i, y in enumerate(labels)) if label else None,
             "sigma_data": measure_sigma_data(data.tensors[0] if tensors else data)}
 
 # %% ../nbs/14_cli.ipynb #18da8191
@@ -128,7 +155,8 @@ def train(
 ):
     "Train a consistency model; the weights end in OUT/model.safetensors"
     changes = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate, final_timesteps=final_timesteps, precision=precision)
-    recipe, out = recipe_for(data, **changes), out or f"runs/{Path(data).name}"
+    recipe, out = recipe_for(data, **changes), os.path.expanduser(out or f"runs/{Path(os.path.abspath(os.path.expanduser(data))).name}")
+    _refuse_foreign_files(Path(out))                        # at the end is too late
     accelerator = new_accelerator(recipe["precision"], tracker, out)
     with accelerator.local_main_process_first(): images = open_data(data, size, root)
     trainer = make_trainer(images, recipe, seed, start, out=out, checkpoint_every=checkpoint_every, tracker=tracker, accelerator=accelerator)
@@ -151,18 +179,45 @@ def _numbers(text:str) -> list[float]:
     try: return [float(part) for part in text.split(",")]
     except ValueError: raise ValueError(f"expected numbers separated by commas, such as 80,0.8, got {text!r}") from None
 
+def _classes(text:str) -> list[int]:
+    "Classes separated by commas"
+    try: return [check_integer(v, "labels", 0) for v in _numbers(text)]
+    except TypeError as e: raise ValueError(str(e)) from None
+
 def _labels(net, n:int, text:str|None) -> dict:
     "Keyword arguments for a network with classes: those asked for, repeated, or each in turn"
     if net.config["num_classes"] is None:
         if text: raise ValueError("this model has no classes, so none can be asked for")
         return {}
-    chosen = torch.tensor([check_integer(v, "labels", 0) for v in _numbers(text)] if text else range(net.config["num_classes"]))
+    chosen = torch.tensor(_classes(text) if text else range(net.config["num_classes"]))
     return {"class_labels": chosen.repeat(-(-n // len(chosen)))[:n].to(next(net.parameters()).device)}
 
-def _save_grid(x:Tensor, path:str, columns:int):
+def _picture_to_write(path:str|None, default:str) -> Path:
+    "Where a picture goes: to a path that was asked for, or to `default`, where only pictures of this program are replaced"
+    place = Path(path or default).expanduser()
+    if place.is_dir(): raise ValueError(f"out must be a file, but {place} is a folder")
+    if not path: _refuse_foreign_picture(place)
+    return place
+
+def _refuse_foreign_picture(path:Path):
+    "Raise if there is a file that this program did not write"
+    from PIL import Image
+    try:
+        with Image.open(path) as picture: ours = picture.info.get("Software") == _NOTE["Software"]
+    except FileNotFoundError: return
+    except OSError: ours = False
+    if not ours: raise FileExistsError(f"{path} was not written by this program and is not replaced; choose another place with --out, or move the file away")
+
+_NOTE = {"Software": "consistency_models"}      # stands in each picture, so that it is known again
+
+def _save_grid(x:Tensor, path:Path, columns:int):
     "Write images as one PNG, with pixels enlarged so that an image measures at least 64"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(to_png(image_grid(x, columns)))
+    from PIL.PngImagePlugin import PngInfo
+    from torchvision.transforms.v2.functional import to_pil_image
+    note = PngInfo()
+    for name, text in _NOTE.items(): note.add_text(name, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(image_grid(x, columns)).save(path, "PNG", pnginfo=note, compress_level=1)
     print(f"{len(x)} images are in {path}")
 
 # %% ../nbs/14_cli.ipynb #2db329d8
@@ -173,15 +228,16 @@ def sample(
     labels:str=None, # classes, separated by commas, repeated as needed
     seed:int=0, # of the noise
     columns:int=8, # images in a row
-    out:str="samples.png", # picture to write
+    out:str=None, # picture to write; samples.png if not given
 ):
     "Draw samples of a checkpoint"
+    path = _picture_to_write(out, "samples.png")
     net, columns = _load(model), check_integer(columns, "columns", 1)
     shape = (check_integer(n, "n", 1), *net.notes["shape"])
     x = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)(
         net, torch.empty(shape, device=next(net.parameters()).device), _numbers(sigmas), clip_denoised=True,
         generator=torch.Generator().manual_seed(seed), **_labels(net, n, labels))
-    _save_grid(x, out, columns)
+    _save_grid(x, path, columns)
 
 def _load(model:str):
     "A checkpoint on the fastest device, with the shape of its samples"
@@ -191,31 +247,32 @@ def _load(model:str):
 
 # %% ../nbs/14_cli.ipynb #6ddab63f
 def named_mask(
-    name:str, # a name that `preset_mask` knows, or the path of a picture that is white where to generate
+    name:str, # a name that `preset_mask` knows, or the path of a picture that is white where to generate (transparent counts as black)
     height:int, # pixels
     width:int, # pixels
 ) -> Tensor: # 1 where to generate, shape `(1, height, width)`
     "A mask by its name, or from a picture"
-    if Path(name).is_file(): return (read_image(name, 1, height, width) > 0).float()
+    if Path(name).expanduser().is_file(): return (read_image(name, 1, height, width, background="black") > 0).float()
     return preset_mask(name, height, width)
 
 # %% ../nbs/14_cli.ipynb #6bd325a0
 def edit(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
-    image:str, # the picture to complete; resized to the model's
+    image:str, # the picture to complete; its middle is cut and resized to the model's shape
     mask:str="bottom", # top, bottom, left, right, center, random, letters, or a picture that is white where to generate
     label:int=None, # class of the picture; each in turn if not given
     n:int=7, # how many completions
     sigmas:str="80,5,2,1,0.5,0.2", # noise levels, descending, separated by commas
     seed:int=0, # of the noise
-    out:str="edits.png", # picture to write: the original and its completions
+    out:str=None, # picture to write, the original and its completions; edits.png if not given
 ):
     "Complete the hidden part of an image"
+    path = _picture_to_write(out, "edits.png")
     net = _load(model)
     x = read_image(image, *net.notes["shape"]).to(next(net.parameters()).device).expand(check_integer(n, "n", 1), -1, -1, -1)
     results = inpaint(net, x, named_mask(mask, *x.shape[2:]).to(x), _numbers(sigmas), ConsistencySamplingAndEditing(sigma_data=net.sigma_data),
                       torch.Generator().manual_seed(seed), **_labels(net, n, None if label is None else str(label)))
-    _save_grid(torch.cat([x[:1], results]), out, n + 1)
+    _save_grid(torch.cat([x[:1], results]), path, n + 1)
 
 # %% ../nbs/14_cli.ipynb #2fd95bd9
 def sample_classes(
@@ -313,7 +370,7 @@ def save(
 ):
     "Save a figure and forget it"
     import matplotlib.pyplot as plt
-    fig.savefig(path, dpi=150, bbox_inches="tight")
+    fig.savefig(path, dpi=150, bbox_inches="tight", metadata=_NOTE if Path(path).suffix == ".png" else None)
     plt.close(fig)
 
 # %% ../nbs/14_cli.ipynb #a54a2342
@@ -370,13 +427,16 @@ def draw_losses(
     save(fig, out / "loss_by_noise_level.png")
 
 # %% ../nbs/14_cli.ipynb #579acd81
+_DEMO = [f"{name}.png" for name in ("samples_one_step", "samples_two_steps", "trajectory", "inpainting", "interpolation", "loss_by_noise_level")]
+
 def demo(
     out:str="demo", # folder for the pictures
     steps:int=None, # optimiser steps; 2,000 if not given
     seed:int=0, # of the training run
 ):
     "Train on real handwritten digits, sample, edit, and measure"
-    folder, data = Path(out), open_data("digits")
+    folder, data = Path(out).expanduser(), open_data("digits")
+    for name in _DEMO: _refuse_foreign_picture(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     use_style()
     start, trainer = time.perf_counter(), make_trainer(data, recipe_for("digits", steps=steps), seed)
@@ -402,6 +462,7 @@ def parser_for(
         action.option_strings = [o.replace("_", "-") for o in action.option_strings]
         parser._option_string_actions.update(dict.fromkeys(action.option_strings, action))
         if action.dest in ("pdb", "xtra"): action.container._remove_action(action)      # fastcore's own
+    parser.add_argument("--debug", action="store_true", help="show where in the program an error comes from")
     return parser
 
 def main(
@@ -417,14 +478,21 @@ def main(
     return 0
 
 # %% ../nbs/14_cli.ipynb #8e752cfc
+_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, torch.cuda.OutOfMemoryError)    # what a user can do something about
+
 def _run(name:str, rest:list) -> int:
     "Run one command and return its exit code"
     arguments = vars(parser_for(name).parse_args(rest))
+    debug = arguments.pop("debug")
     try: COMMANDS[name](**arguments)
     except KeyboardInterrupt:
         print(f"\nconsistency-models {name}: stopped" + ("; go on with --resume" if name == "train" else ""), file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as e:
-        print(f"consistency-models {name}: {' '.join(str(e).split())}", file=sys.stderr)
+    except Exception as e:
+        if debug: traceback.print_exc()
+        text = " ".join(str(e).split())
+        if not isinstance(e, _MISTAKES):
+            text = f"{type(e).__name__}: {text}; this looks like a fault of the program: run it again with --debug and report what it shows"
+        print(f"consistency-models {name}: {text}", file=sys.stderr)
         return 1
     return 0

@@ -30,13 +30,13 @@ def make_trainer(data: Dataset, recipe: dict, seed: int=..., start: str | None=.
 def train(data: str=..., out: str | None=..., steps: int | None=..., seed: int=..., checkpoint_every: int=..., resume: bool=..., batch_size: int | None=..., learning_rate: float | None=..., final_timesteps: int | None=..., precision: str | None=..., size: int | None=..., root: str=..., tracker: str | None=..., start: str | None=...):
     ...
 
-def sample(model: str, n: int=..., sigmas: str=..., labels: str | None=..., seed: int=..., columns: int=..., out: str=...):
+def sample(model: str, n: int=..., sigmas: str=..., labels: str | None=..., seed: int=..., columns: int=..., out: str | None=...):
     ...
 
 def named_mask(name: str, height: int, width: int) -> Tensor:
     ...
 
-def edit(model: str, image: str, mask: str=..., label: int | None=..., n: int=..., sigmas: str=..., seed: int=..., out: str=...):
+def edit(model: str, image: str, mask: str=..., label: int | None=..., n: int=..., sigmas: str=..., seed: int=..., out: str | None=...):
     ...
 
 def sample_classes(net, labels: Tensor, shape, sigmas=..., seed: int=...) -> Tensor:

@@ -7,8 +7,13 @@ __all__ = ['two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'colour_shap
            'read_image', 'measure_sigma_data']
 
 # %% ../nbs/05_data.ipynb #83577128
+import inspect
 import math
+import os
+import warnings
+from functools import partial
 from io import BytesIO
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .utils import check_integer, randn_like
+from .utils import check_floating, check_integer, randn_like
 
 # %% ../nbs/05_data.ipynb #8d606f72
 def two_moons(
@@ -88,21 +93,22 @@ def colour_shapes(
     return (inside * ink[..., None, None] + (1 - inside) * paper[..., None, None]) * 2 - 1, labels
 
 # %% ../nbs/05_data.ipynb #e483d300
-def _to_range(x:Tensor) -> Tensor:
-    "From [0, 1] to [-1, 1]"
-    return x * 2 - 1
+_GREY = {"1", "L", "LA", "La", "I", "F"}      # modes of grey pictures, besides those of 16 bits
 
 def _to_tensor(
-    size:int|None, # images are resized and cropped to `size` by `size`; left alone if `None`
-    channels:int|None=None, # 1 for grey, 3 for colour, `None` to leave them
-):
-    "The transform from a PIL image to a tensor in [-1, 1]"
-    from torchvision.transforms import v2
-    modes = {None: [], 1: [v2.Grayscale(1)], 3: [v2.RGB()]}
-    if channels not in modes: raise ValueError(f"channels must be 1 or 3, got {channels}")
-    resize = [v2.Resize(size, antialias=True), v2.CenterCrop(size)] if size else []
-    scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Lambda(_to_range)]
-    return v2.Compose(modes[channels] + resize + scale)
+    image, # a PIL image of any mode
+    size:tuple|None=None, # height and width; left alone if `None`
+    channels:int|None=None, # 1 for grey, 3 for colour, `None` for what the picture is
+    background:str="white", # shows through where the picture is transparent
+) -> Tensor: # in [-1, 1], shape `(channels, height, width)`
+    "Turn a picture upright, cut its middle to shape, scale it"
+    from PIL import Image, ImageOps
+    if not isinstance(image, Image.Image): raise ValueError(f"expected a picture, got {type(image).__name__}; choose a set of pictures")
+    grey = channels == 1 or channels is None and (image.mode in _GREY or image.mode.startswith("I;16"))
+    image = _plain(image, background)
+    if grey: image = image.convert("L")
+    if size: image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1) / 127.5 - 1
 
 # %% ../nbs/05_data.ipynb #e6801744
 def torchvision_dataset(
@@ -110,28 +116,104 @@ def torchvision_dataset(
     root:str="data", # folder that holds the files
     train:bool=True, # the training part, or the test part
     download:bool=True, # fetch the files if they are missing
-    size:int|None=None, # images are resized and cropped to `size` by `size`
+    size:int|None=None, # images are cut to a square in the middle and resized to `size` by `size`
+    **options, # further arguments of the class, such as `split="letters"` for EMNIST
 ):  # dataset of `(image in [-1, 1], label)`
     "A data set of torchvision, with images in [-1, 1]"
     from torchvision import datasets
-    if not isinstance(getattr(datasets, name, None), type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
-    return getattr(datasets, name)(root, train=train, download=download, transform=_to_tensor(size))
+    kind = getattr(datasets, name, None)
+    if not isinstance(kind, type): raise ValueError(f"torchvision.datasets has no {name!r}; try 'MNIST' or 'CIFAR10'")
+    square = None if size is None else (check_integer(size, "size", 1),) * 2
+    known, given = _arguments(kind), {
+        "root": str(Path(root).expanduser()), "download": download, "transform": partial(_to_tensor, size=square),
+        "target_transform": _class_label} | ({"split": "balanced"} if name == "EMNIST" else {})
+    given = {k: v for k, v in given.items() if k in known} | options
+    missing = [k for k, a in known.items() if a.default is a.empty and k not in given]
+    if "transform" not in known or missing:
+        raise ValueError(f"{name} of torchvision is no plain set of pictures with classes: it "
+                         + (f"needs {', '.join(missing)} too" if missing else "takes no transform of its pictures"))
+    for part in _parts(name, known, train):
+        try: return _opened(kind, part | given)
+        except ValueError as e: refused = e
+    raise refused
+
+# %% ../nbs/05_data.ipynb #5b0c7e21
+def _arguments(kind:type) -> dict:
+    "The arguments that a class takes, with those that it hands on to its parents"
+    found = {}
+    for parent in kind.__mro__:
+        if "__init__" not in vars(parent): continue
+        arguments = inspect.signature(parent.__init__).parameters
+        found = {**arguments, **found}
+        if not any(a.kind is a.VAR_KEYWORD for a in arguments.values()): break
+    return {k: a for k, a in found.items() if k != "self" and a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)}
+
+def _parts(name:str, known:dict, train:bool) -> list[dict]:
+    "What chooses the training or the test part, first choice first"
+    for flag in ("train", "background"):
+        if flag in known: return [{flag: train}]
+    if "split" in known and not train: return [{"split": "test"}, {"split": "val"}]
+    if "split" in known: return [{"split": known["split"].default if "train" in str(known["split"].default) else "train"}]
+    if not train: raise ValueError(f"{name} of torchvision has no test part")
+    return [{}]
+
+def _opened(kind:type, arguments:dict):
+    "A data set of torchvision; some refuse to download what is already there"
+    try: return kind(**arguments)
+    except RuntimeError as e:
+        if not arguments.get("download") or "already exists" not in str(e): raise
+    return kind(**arguments | {"download": False})
+
+def _class_label(label) -> int|Tensor:
+    "A class as a number; a tensor, such as the attributes of CelebA, stays what it is"
+    if isinstance(label, Tensor): return label
+    try: return index(label)
+    except TypeError: raise ValueError(f"this set of torchvision has no classes: its labels are of type {type(label).__name__}") from None
 
 # %% ../nbs/05_data.ipynb #0cc39533
-_KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+_KINDS = {".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jif": "JPEG", ".jfif": "JPEG", ".mpo": "JPEG",
+          ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
-def _open(source):
-    "Open a file or a stream if it holds a picture in one of these formats"
+def _read(source, name:str, **options) -> Tensor:
+    "A picture from a file or a stream, as `_to_tensor` gives it, or an error that says which picture is at fault"
+    from PIL import Image, UnidentifiedImageError
+    formats = sorted(set(_KINDS.values()))
+    try:
+        with Image.open(source, formats=formats) as image: return _to_tensor(image, **options)
+    except Image.DecompressionBombError as e: raise ValueError(f"{name} is too large a picture: {e}") from e
+    except UnidentifiedImageError: raise ValueError(f"{name} is no picture that can be read: it is none of {', '.join(formats)}") from None
+    except MemoryError: raise
+    except Exception as e: raise ValueError(f"{name} is no picture that can be read: {e}") from e   # from a damaged file Pillow raises anything
+
+def _plain(image, background:str):
+    "A PIL image of any mode in 8 bits and colour, upright, with a background where it is transparent"
     from PIL import Image
-    try: return Image.open(source, formats=sorted(set(_KINDS.values())))
-    except Image.DecompressionBombError as e: raise ValueError(f"this picture is too large: {e}") from e
+    image.load()
+    try: turn = _TURNS.get(image.getexif().get(274))
+    except Exception: turn = None           # damaged notes of the camera are no part of the picture
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    image = image.convert("RGB")
+    return image.transpose(Image.Transpose[turn]) if turn else image
 
-def _upright(image, mode:str):
-    "Turn a photo the way it was held, bring 16 bits down to 8, and convert"
-    from PIL import Image, ImageOps
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
-    return image.convert(mode)
+def _eight_bits(image):
+    "The same picture in 8 bits, or an error where the range of its values is not known"
+    from PIL import Image
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not ((values >= 0) & (values <= 1)).all(): raise ValueError("floating point values must lie in [0, 1]; save it with 8 or 16 bits")
+        return Image.fromarray((255 * values).round().astype(np.uint8))
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format == "PNG":
+        tags = getattr(image, "tag_v2", {})                                       # a TIFF may use 12 of the 16 bits, and count from white
+        values = np.asarray(image).astype(np.float64) / (2**tags.get(258, (16,))[0] - 1)
+        grey = Image.fromarray((255 * (1 - values if tags.get(262) == 0 else values)).round().astype(np.uint8))
+        if "transparency" not in image.info: return grey
+        return Image.merge("LA", (grey, Image.fromarray(np.uint8(255) * (np.asarray(image) != image.info["transparency"]))))
+    if image.mode in ("I", "LAB"): raise ValueError(f"the range of its values is not known (mode {image.mode}); save it with 8 or 16 bits")
+    return image
 
 # %% ../nbs/05_data.ipynb #2446d664
 class ImageFolder(torch.utils.data.Dataset):
@@ -141,14 +223,39 @@ class ImageFolder(torch.utils.data.Dataset):
         size:int=32, # width and height in pixels
         channels:int=3, # 3 for colour, 1 for grey
     ):
-        self.files = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in _KINDS)
-        if not self.files: raise ValueError(f"no images ({', '.join(sorted(_KINDS))}) found in {path}")
-        self.transform = _to_tensor(check_integer(size, "size", 1), channels)
+        self.size, self.channels = check_integer(size, "size", 1), _checked_channels(channels)
+        files = _visible_files(Path(path).expanduser())
+        self.files = sorted(f for f in files if f.suffix.lower() in _KINDS)
+        others = sorted(f for f in files if f.suffix.lower() in _OTHERS)
+        left_out = f"{len(others)} of other kinds, such as {others[0]}" if others else ""
+        if not self.files: raise ValueError(f"no images ({', '.join(sorted(_KINDS))}) found in {path}" + (f", but {left_out}" if others else ""))
+        if others: warnings.warn(f"of the pictures in {path}, {left_out}, are left out; save them as PNG or JPEG to use them", stacklevel=2)
 
     def __len__(self) -> int: return len(self.files)
 
     def __getitem__(self, i:int) -> Tensor:
-        with _open(self.files[i]) as image: return self.transform(_upright(image, "RGB"))
+        return _read(self.files[i], str(self.files[i]), size=(self.size, self.size), channels=self.channels)
+
+# %% ../nbs/05_data.ipynb #c8d1f06a
+_OTHERS = {"." + name for name in (
+    "3fr ai arw avif bpg cr2 cr3 cur dds djvu dng emf eps exr fits hdr heic heics heif hif icns ico iiq j2c j2k jp2 jpc jpf jpm jpx jxl jxr kdc kra "
+    "mrw nef nrw orf pbm pcx pef pfm pgm pict pnm ppm psb psd qoi raf raw rw2 rwl sgi sr2 srf srw svg svgz tga wdp wmf x3f xbm xcf xpm").split()}
+
+def _checked_channels(channels:int) -> int:
+    "1 or 3, or an error"
+    if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
+    return channels
+
+def _visible_files(folder:Path) -> list[Path]:
+    "All files of a folder and its subfolders, but for hidden ones; links to folders are followed, and no folder is read twice"
+    def fail(e): raise e if folder.is_dir() else ValueError(f"no images found: there is no folder {folder}")
+    ours, seen, found = lambda name: not name.startswith(".") and name not in ("__MACOSX", "@eaDir", "$RECYCLE.BIN"), set(), []
+    for where, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(where)
+        folders[:] = [] if real in seen else sorted(filter(ours, folders))
+        if real not in seen: found += [Path(where, f) for f in files if ours(f)]
+        seen.add(real)
+    return found
 
 # %% ../nbs/05_data.ipynb #6dcfb168
 def read_image(
@@ -156,17 +263,16 @@ def read_image(
     channels:int, # 3 for colour, 1 for grey
     height:int, # pixels
     width:int, # pixels
+    background:str="white", # shows through where the picture is transparent
 ) -> Tensor: # in [-1, 1], shape `(channels, height, width)`
-    "Read one picture and scale it to a size"
-    from PIL import UnidentifiedImageError
-    from torchvision.transforms.v2.functional import pil_to_tensor
-    if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
-    if not isinstance(source, bytes) and not Path(source).is_file(): raise ValueError(f"there is no picture {source}")
-    try:
-        with _open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            small = _upright(image, "L" if channels == 1 else "RGB").resize((width, height))
-    except (UnidentifiedImageError, OSError) as e: raise ValueError(f"this is no picture that can be read: {e}") from e
-    return pil_to_tensor(small).float() / 127.5 - 1
+    "Read one picture, cut its middle to the shape asked for, and scale it"
+    size = check_integer(height, "height", 1), check_integer(width, "width", 1)
+    options = {"size": size, "channels": _checked_channels(channels), "background": background}
+    if isinstance(source, bytes | bytearray | memoryview): return _read(BytesIO(source), "this", **options)
+    if not isinstance(source, str | os.PathLike): raise TypeError(f"source must be a file or its content as bytes, got {type(source).__name__}")
+    path = Path(source).expanduser()
+    if not path.is_file(): raise ValueError(f"there is no picture {source}")
+    return _read(path, str(source), **options)
 
 # %% ../nbs/05_data.ipynb #9c35b261
 def measure_sigma_data(
@@ -174,9 +280,19 @@ def measure_sigma_data(
     samples:int=2000, # at most so many samples of a dataset are read, evenly spread
 ) -> float: # standard deviation over all values, to six digits
     "The standard deviation of the data, for `sigma_data`"
+    if not hasattr(data, "__len__"): raise TypeError(f"data must be a tensor or a dataset with a length, got {type(data).__name__}")
     if len(data) == 0: raise ValueError("data must hold at least two values, got none")
-    if not isinstance(data, Tensor):
-        chosen = torch.linspace(0, len(data) - 1, min(check_integer(samples, "samples", 1), len(data))).long().tolist()
-        data = torch.stack([item[0] if isinstance(item, (tuple, list)) else item for item in (data[i] for i in chosen)])
+    data = data if isinstance(data, Tensor) else _some_samples(data, check_integer(samples, "samples", 1))
+    check_floating(data, "data")
     if data.numel() < 2: raise ValueError("data must hold at least two values")
+    if not data.isfinite().all(): raise ValueError("data must be finite, but some of its values are NaN or infinite")
     return float(f"{data.double().std().item():.6g}")   # later digits depend on the number of threads
+
+def _some_samples(data, n:int) -> Tensor:
+    "At most `n` samples of a dataset, evenly spread"
+    chosen = torch.linspace(0, len(data) - 1, min(n, len(data))).long().tolist()
+    samples = [item[0] if isinstance(item, (tuple, list)) else item for item in (data[i] for i in chosen)]
+    for i, x in zip(chosen, samples):
+        if not isinstance(x, Tensor): raise TypeError(f"data must give tensors or pairs (tensor, label), but item {i} is of type {type(x).__name__}")
+        if x.shape != samples[0].shape: raise ValueError(f"data must give samples of one shape, but item {i} has {tuple(x.shape)}, the first {tuple(samples[0].shape)}")
+    return torch.stack(samples)

@@ -20,12 +20,13 @@ def load_digits() -> tuple[Tensor, Tensor]:
 def colour_shapes(n: int=..., size: int=..., generator: torch.Generator | None=...) -> tuple[Tensor, Tensor]:
     ...
 
-def torchvision_dataset(name: str, root: str=..., train: bool=..., download: bool=..., size: int | None=...):
+def torchvision_dataset(name: str, root: str=..., train: bool=..., download: bool=..., size: int | None=..., **options):
     ...
 
 class ImageFolder(torch.utils.data.Dataset):
+    size: Any
+    channels: Any
     files: Any
-    transform: Any
 
     def __init__(self, path: str | Path, size: int=..., channels: int=...):
         ...
@@ -36,7 +37,7 @@ class ImageFolder(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> Tensor:
         ...
 
-def read_image(source: str | Path | bytes, channels: int, height: int, width: int) -> Tensor:
+def read_image(source: str | Path | bytes, channels: int, height: int, width: int, background: str=...) -> Tensor:
     ...
 
 def measure_sigma_data(data, samples: int=...) -> float:

@@ -8,6 +8,7 @@ __all__ = ['feature_statistics', 'frechet_distance', 'Classifier', 'train_classi
 
 # %% ../nbs/10_metrics.ipynb #c20a497f
 import warnings
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -19,39 +20,68 @@ from .training import exact_consistency_function
 from .utils import as_double, check_floating, check_integer, draw_device, randn_like, write_whole
 
 # %% ../nbs/10_metrics.ipynb #96d2f0d3
+def _check_samples(x:Tensor, name:str, least:int=2):
+    "Raise unless `x` is a set of samples, all of them finite"
+    check_floating(x, name)
+    if x.ndim < 2 or len(x) < least: raise ValueError(f"{name} must hold at least {'two samples' if least == 2 else 'one sample'}, got shape {tuple(x.shape)}")
+    _check_finite(x, name)
+
+def _check_finite(x:Tensor, name:str):
+    "Raise if there is NaN or infinity in `x`"
+    if not (finite := x.reshape(len(x), -1).isfinite().all(1)).all():
+        raise ValueError(f"{name} must be finite, but number {int((~finite).nonzero()[0])} of {len(x)} holds NaN or infinity")
+
 def _check_sets(real:Tensor, fake:Tensor):
     "Raise unless both are sets of at least two samples of one shape"
-    for x, name in ((real, "real"), (fake, "fake")):
-        check_floating(x, name)
-        if x.ndim < 2 or len(x) < 2: raise ValueError(f"{name} must hold at least two samples, got shape {tuple(x.shape)}")
+    for x, name in ((real, "real"), (fake, "fake")): _check_samples(x, name)
     if real.shape[1:] != fake.shape[1:]: raise ValueError(f"real and fake must have samples of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
 
+def _features(x:Tensor, features, batch_size:int=512) -> list[Tensor]:
+    "The features of all samples, batch by batch, in float64"
+    if not callable(features): raise TypeError(f"features must be callable, got {type(features).__name__}")
+    parts = []
+    for batch in x.split(check_integer(batch_size, "batch_size", 1)):
+        f = features(batch)
+        if not isinstance(f, Tensor) or f.is_complex(): raise TypeError(f"features must return a real tensor, got {getattr(f, 'dtype', type(f).__name__)}")
+        if f.ndim != 2 or len(f) != len(batch) or not f.shape[1] or parts and f.shape[1] != parts[0].shape[1]:
+            raise ValueError(f"features must return one row for each sample, shape ({len(batch)}, num_features), got {tuple(f.shape)}; flatten them with .flatten(1)")
+        parts.append(as_double(f))
+        _check_finite(parts[-1], "features")
+    return parts
+
 # %% ../nbs/10_metrics.ipynb #b1f1ffbe
-def _read_statistics(path) -> dict[str, Tensor]:
-    "Statistics from a file"
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try: total = load_file(path)
+def _read_statistics(path, x:Tensor) -> dict[str, Tensor]:
+    "Statistics of the samples `x` from a file"
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, "pt") as file: total, noted = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
     except SafetensorError as e: raise ValueError(f"{path} is damaged, or holds no statistics; delete it to compute them anew") from e
     if total.keys() != {"sum", "outer", "number"}: raise ValueError(f"{path} holds no statistics of features, but {', '.join(total)}")
+    if int(total["number"]) != len(x) or noted.get("samples", _fingerprint(x)) != _fingerprint(x):
+        raise ValueError(f"{path} holds the statistics of {int(total['number'])} other samples than these {len(x)}; name another file, or delete it to compute them anew")
     return total
+
+def _fingerprint(x:Tensor) -> str:
+    "A number that changes with the samples"
+    return sha256(str((x.dtype, x.shape)).encode() + x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 # %% ../nbs/10_metrics.ipynb #69d49e3d
 @torch.no_grad()
 def feature_statistics(
     x:Tensor, # samples, shape `(n, ...)`
     features, # callable from samples to features, shape `(batch, num_features)`
-    path=None, # safetensors file to keep the result in; read instead of computed where it exists
+    path=None, # safetensors file to keep the result in, one for each choice of features; read instead of computed where it exists
     batch_size:int=512, # samples pushed through `features` at a time
 ) -> dict[str, Tensor]: # `sum`, `outer` and `number` of the features, in float64
     "What the Fréchet distance needs to know of one set of samples"
     from safetensors.torch import save
-    if path is not None and Path(path).is_file(): return _read_statistics(path)
-    parts = [features(batch) for batch in x.split(batch_size)]
-    if not all(isinstance(f, Tensor) and f.ndim == 2 for f in parts): raise ValueError("features must return a tensor of shape (batch, num_features)")
-    parts = [as_double(f).cpu() for f in parts]
+    _check_samples(x, "x", 1)
+    path = None if path is None else Path(path).expanduser()
+    if path and path.is_dir(): raise ValueError(f"path must be a file, but {path} is a folder")
+    if path and path.exists(): return _read_statistics(path, x)
+    parts = [f.cpu() for f in _features(x, features, batch_size)]
     total = {"sum": sum(f.sum(0) for f in parts), "outer": sum(f.T @ f for f in parts), "number": torch.tensor(len(x))}
-    if path is not None: write_whole(path, save(total))
+    if path: write_whole(path, save(total, {"samples": _fingerprint(x)}))
     return total
 
 # %% ../nbs/10_metrics.ipynb #0089b820
@@ -62,12 +92,11 @@ def frechet_distance(
     batch_size:int=512, # samples pushed through `features` at a time
 ) -> float: # 0 for equal feature statistics
     "Fréchet distance between two sets of samples: Eq. 6 of Heusel et al. (2017)"
+    if isinstance(real, dict): _check_statistics(real)
     _check_sets(fake if isinstance(real, dict) else real, fake)
     a = real if isinstance(real, dict) else feature_statistics(real, features, batch_size=batch_size)
     b = feature_statistics(fake, features, batch_size=batch_size)
-    if a.keys() != b.keys(): raise ValueError(f"real must be samples, or what feature_statistics returns, got a dictionary of {list(a)}")
     if a["sum"].shape != b["sum"].shape: raise ValueError(f"the statistics are of {len(a['sum'])} features, but features returns {len(b['sum'])}")
-    if min(int(a["number"]), int(b["number"])) < 2: raise ValueError("the statistics must be of at least two samples")
     _warn_if_few(min(int(a["number"]), int(b["number"])), len(b["sum"]))
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
     cross = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
@@ -84,6 +113,14 @@ def _warn_if_few(samples:int, num_features:int):
     if samples < 4 * num_features:
         warnings.warn(f"a Fréchet distance from {samples} samples with {num_features} features is too large by an unknown amount; "
                       f"compare only equal numbers, and take at least {4 * num_features}", stacklevel=3)
+
+def _check_statistics(total:dict):
+    "Raise unless a dictionary is what `feature_statistics` returns of at least two samples"
+    if total.keys() != {"sum", "outer", "number"}: raise ValueError(f"real must be samples, or what feature_statistics returns, got a dictionary of {list(total)}")
+    if total["sum"].ndim != 1 or total["outer"].shape != 2 * total["sum"].shape:
+        raise ValueError(f"real must be what feature_statistics returns, got sums of shapes {tuple(total['sum'].shape)} and {tuple(total['outer'].shape)}")
+    if int(total["number"]) < 2: raise ValueError("the statistics must be of at least two samples")
+    for name in ("sum", "outer"): _check_finite(total[name][None], f"the {name} of real")
 
 # %% ../nbs/10_metrics.ipynb #bd0b71d9
 class Classifier(nn.Module):
@@ -126,6 +163,8 @@ def train_classifier(
     seed:int=0, # makes the result repeatable
 ) -> Classifier: # in evaluation mode, on the device of `images`
     "Train a `Classifier`, leaving the global random state as it was"
+    _check_labelled(images, labels)
+    steps = check_integer(steps, "steps", 1)
     some = torch.linspace(0, len(labels) - 1, min(2000, len(labels))).long().to(labels.device)      # from all classes, in whatever order
     chance = labels[some].bincount().max().item() / len(some)
     for rate in (2e-3, 1e-3, 5e-4, 2.5e-4):
@@ -144,7 +183,19 @@ def recognition_rate(
     classifier:Classifier, # who decides
 ) -> float: # from 0 to 1
     "How often the classifier sees the class that was asked for"
-    return torch.cat([classifier(x).argmax(1) for x in images.split(2000)]).eq(labels).float().mean().item()
+    _check_labelled(images, labels)
+    answers = torch.cat([classifier(x) for x in images.split(2000)])
+    if answers.ndim != 2 or len(answers) != len(images): raise ValueError(f"the classifier must answer with shape ({len(images)}, num_classes), got {tuple(answers.shape)}")
+    _check_finite(answers, "the classifier's answers")
+    return answers.argmax(1).eq(labels).float().mean().item()
+
+def _check_labelled(images:Tensor, labels:Tensor):
+    "Raise unless there is one class, a whole number from 0, for each image"
+    _check_samples(images, "images", 1)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be a tensor of whole numbers, got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if labels.shape != images.shape[:1]: raise ValueError(f"labels must hold one class for each image, shape ({len(images)},), got {tuple(labels.shape)}")
+    if labels.min() < 0: raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
 
 # %% ../nbs/10_metrics.ipynb #7617cfe8
 def inception_features(
@@ -169,7 +220,7 @@ def kernel_distance(
     "Kernel distance between two sets of samples, unbiased: section 4 of Bińkowski et al. (2018)"
     from torchmetrics.image.kid import poly_kernel
     _check_sets(real, fake)
-    a, b = (torch.cat([as_double(features(part)) for part in x.split(batch_size)]) for x in (real, fake))
+    a, b = (torch.cat(_features(x, features, batch_size)) for x in (real, fake))
     def between(u, v): return sum(poly_kernel(part, v).sum() for part in u.split(1000))         # in parts, to save memory
     def within(u): return (between(u, u) - sum(poly_kernel(part, part).trace() for part in u.split(1000))) / (len(u) * (len(u) - 1))
     return (within(a) + within(b) - 2 * between(a, b) / (len(a) * len(b))).item()
@@ -195,7 +246,7 @@ def precision_recall(
     _check_sets(real, fake)
     if min(len(real), len(fake)) <= check_integer(neighbours, "neighbours", 1):
         raise ValueError(f"both sets must have more than {neighbours} samples, got {len(real)} and {len(fake)}")
-    a, b = (torch.cat([as_double(features(part)) for part in x.split(512)]) for x in (real, fake))
+    a, b = (torch.cat(_features(x, features)) for x in (real, fake))
     return _share_inside(b, a, neighbours), _share_inside(a, b, neighbours)
 
 # %% ../nbs/10_metrics.ipynb #30138c31
@@ -210,10 +261,14 @@ def consistency_error(
     **kwargs, # handed to the model
 ) -> list[float]: # for each level, root mean square distance between the model's answer and the end of the path
     "Distance between a model and the exact consistency function of a finite data set, by noise level"
+    check_floating(data, "data")
+    if data.numel() == 0: raise ValueError(f"data must hold samples, got shape {tuple(data.shape)}")
+    _check_finite(data, "data")
     x0 = data[torch.randint(len(data), (check_integer(samples, "samples", 1),), generator=generator, device=draw_device(generator, data.device)).to(data.device)]
     noise, errors = randn_like(x0, generator), []
     for sigma in sigmas:
         x = x0 + sigma * noise
         answer = model_forward_wrapper(model, x, sigma, sigma_data, **kwargs)
+        _check_finite(answer, f"the model's answers at noise level {float(sigma):g}")
         errors.append((answer - exact_consistency_function(x, sigma, data)).square().mean().sqrt().item())
     return errors

@@ -8,6 +8,8 @@ __all__ = ['NETWORKS', 'network_config', 'build_network', 'save_pretrained', 'pu
 
 # %% ../nbs/12_pretrained.ipynb #d9e4557e
 import json
+import os
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,7 +44,8 @@ def build_network(
 # %% ../nbs/12_pretrained.ipynb #0206624d
 _CARD = """---
 {{ card_data }}
----
+{% if license %}license: {{ license }}
+{% endif %}---
 
 # {{ title | default("A consistency model", true) }}
 
@@ -70,14 +73,14 @@ def _hub_model():
     "The class behind `save_pretrained`, `from_pretrained` and `push_to_hub`"
     from huggingface_hub import ModelHubMixin, hf_hub_download
 
-    class HubModel(ModelHubMixin, library_name="consistency_models", license="mit", tags=["consistency-models"], model_card_template=_CARD):
+    class HubModel(ModelHubMixin, library_name="consistency_models", tags=["consistency-models"], model_card_template=_CARD):
         "A network on its way to or from a folder or the Hub"
         def __init__(self, net:nn.Module): self.net = net
 
         def _save_pretrained(self, save_directory:Path): _write_weights(self.net, Path(save_directory) / "model.safetensors")
 
         @classmethod
-        def _from_pretrained(cls, *, model_id, config=None, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None):
+        def _from_pretrained(cls, *, model_id, config=None, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_):   # and what older versions hand over
             if config is None: raise ValueError(f"{model_id} has no config.json")
             path = Path(model_id) / "model.safetensors"
             if not Path(model_id).is_dir():
@@ -90,7 +93,8 @@ def _hub_model():
 def _write_weights(net:nn.Module, path:Path):
     "Write the weights whole or not at all"
     from safetensors.torch import save
-    write_whole(path, save({k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}))
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
+    write_whole(path, save(tensors, {"format": "pt", "library_name": "consistency_models"}))
 
 def _read_weights(config:dict, path) -> nn.Module:
     "Build the network of `config` and give it the weights in `path`"
@@ -108,37 +112,62 @@ def _read_weights(config:dict, path) -> nn.Module:
 def save_pretrained(
     net:nn.Module, # a `UNet` or an `MLP`, such as the `average` of a `Trainer`
     folder:str|Path, # where to; made if it does not exist
+    license:str|None=None, # of the weights, such as `"mit"`; the card claims none if `None`
     **notes, # what to remember: `shape`, `title`, `description`, `recipe`, `quality`, ...; anything JSON can hold
 ):
-    "Write configuration, weights and model card to a folder"
-    config = network_config(net) | {"notes": _checked(notes)}
-    (Path(folder) / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub's library would keep it
-    _hub_model()(net).save_pretrained(folder, config=config, model_card_kwargs=_card_values(notes))
+    "Write configuration, weights and model card to a folder; files of others in it are never replaced"
+    config, card = _config_and_card(net, license, notes)
+    folder = Path(folder).expanduser()
+    _refuse_foreign_files(folder)
+    (folder / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub's library would keep it
+    _hub_model()(net).save_pretrained(folder, config=config, model_card_kwargs=card)
 
 def push_to_hub(
     net:nn.Module, # a `UNet` or an `MLP`
     repo_id:str, # such as `"your-name/your-model"`
     private:bool|None=None, # visible to you alone
     token:str|None=None, # the one of `hf auth login` if `None`
+    license:str|None=None, # of the weights, such as `"mit"`; the card claims none if `None`
     **notes, # as for `save_pretrained`
 ):
     "Upload configuration, weights and model card to the Hugging Face Hub"
-    config = network_config(net) | {"notes": _checked(notes)}
-    return _hub_model()(net).push_to_hub(repo_id, config=config, private=private, token=token, model_card_kwargs=_card_values({"name": repo_id} | notes))
+    config, card = _config_and_card(net, license, notes)
+    return _hub_model()(net).push_to_hub(repo_id, config=config, private=private, token=token, model_card_kwargs={**card, "name": card["name"] or repo_id})
 
 # %% ../nbs/12_pretrained.ipynb #f8543363
-def _checked(notes:dict) -> dict:
-    "The notes, or an error before anything is written"
+def _config_and_card(net:nn.Module, license:str|None, notes:dict) -> tuple[dict, dict]:
+    "Configuration and parts of the card's text, or an error before anything is written"
+    if license is not None and not (isinstance(license, str) and re.fullmatch(r"[\w.+-]+", license)):
+        raise ValueError(f"license must be a short name such as 'mit' or 'cc-by-4.0', got {license!r}")
+    notes = notes | ({"license": license} if license else {})
     try: json.dumps(notes)
     except TypeError as e: raise TypeError(f"notes must be what JSON can hold: {e}") from e
     for name in ("recipe", "quality"):
         if not isinstance(notes.get(name, {}), dict): raise TypeError(f"{name} must be a dictionary, got {type(notes[name]).__name__}")
-    return notes
-
-def _card_values(notes:dict) -> dict:
-    "The parts of the card's text"
     tables = {"Recipe": notes.get("recipe", {}), "Measured": notes.get("quality", {})}
-    return {"title": notes.get("title"), "description": notes.get("description"), "name": notes.get("name"), "tables": {k: v for k, v in tables.items() if v}}
+    card = {name: notes.get(name) for name in ("title", "description", "name", "license")}
+    return network_config(net) | {"notes": notes}, card | {"tables": {k: v for k, v in tables.items() if v}}
+
+def _refuse_foreign_files(folder:Path):
+    "Raise if saving to `folder` would replace a file that `save_pretrained` did not write"
+    ours = _is_ours(folder / "config.json")
+    for name in ("config.json", "README.md", "model.safetensors"):
+        path = folder / name
+        if os.path.lexists(path) and not (_is_ours(path) or ours and name == "model.safetensors"):
+            raise FileExistsError(f"{path} was not written by this package and is not replaced; choose another folder, or move the file away")
+
+def _is_ours(path:Path) -> bool:
+    "Was this file of a saved model written by this package?"
+    from safetensors import SafetensorError, safe_open
+    try:
+        if path.name == "README.md":
+            text = path.read_text(encoding="utf-8")
+            return text.startswith("---\n") and "\nlibrary_name: consistency_models\n" in text.split("\n---\n")[0] + "\n"
+        if path.name == "config.json":
+            config = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(config, dict) and {"network", "arguments"} <= config.keys()
+        with safe_open(path, "pt") as file: return (file.metadata() or {}).get("library_name") == "consistency_models"
+    except (OSError, ValueError, SafetensorError): return False
 
 # %% ../nbs/12_pretrained.ipynb #f57b2060
 def bundled_checkpoints() -> list[str]: # such as `["digits", "mnist"]`
@@ -155,7 +184,7 @@ def from_pretrained(
     revision:str|None=None, # branch, tag or commit of the repository
 ) -> nn.Module: # in evaluation mode, its weights frozen, with `sigma_data` and `notes`
     "Load a network with its weights"
-    where = _weights() / str(name) if str(name) in bundled_checkpoints() else name
+    where = _weights() / str(name) if str(name) in bundled_checkpoints() else os.path.expanduser(name)
     if not Path(where).is_dir() and str(name).count("/") != 1:
         raise ValueError(f"{str(name)!r} is no bundled checkpoint ({', '.join(bundled_checkpoints())}), no folder, and no repository like 'name/model'")
     try: net = _hub_model().from_pretrained(str(where), revision=revision).net
@@ -184,4 +213,4 @@ def from_diffusers(
     "Load the network of a consistency model published for diffusers"
     try: from diffusers import UNet2DModel
     except ImportError as e: raise ImportError("networks of diffusers need that library: pip install diffusers") from e
-    return Precondition(DiffusersUNet(UNet2DModel.from_pretrained(name, subfolder=subfolder, use_safetensors=True, **kwargs)), sigma_data).eval()
+    return Precondition(DiffusersUNet(UNet2DModel.from_pretrained(os.path.expanduser(name), subfolder=subfolder, use_safetensors=True, **kwargs)), sigma_data).eval()

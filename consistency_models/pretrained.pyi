@@ -12,10 +12,10 @@ def network_config(net: nn.Module) -> dict:
 def build_network(config: dict) -> nn.Module:
     ...
 
-def save_pretrained(net: nn.Module, folder: str | Path, **notes):
+def save_pretrained(net: nn.Module, folder: str | Path, license: str | None=..., **notes):
     ...
 
-def push_to_hub(net: nn.Module, repo_id: str, private: bool | None=..., token: str | None=..., **notes):
+def push_to_hub(net: nn.Module, repo_id: str, private: bool | None=..., token: str | None=..., license: str | None=..., **notes):
     ...
 
 def bundled_checkpoints() -> list[str]:

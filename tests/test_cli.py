@@ -217,7 +217,174 @@ def test_command_is_installed():
     assert run.returncode == 0 and "consistency-models COMMAND" in run.stdout
 
 
+class Fault(Exception): "Something that nobody foresaw"
+
+
+@pytest.mark.parametrize("error", [AttributeError("x"), KeyError("x"), IndexError("x"), AssertionError("x"),
+                                   TypeError("x"), RuntimeError("x\ny"), ZeroDivisionError("x"), Fault("x")])
+def test_a_fault_of_the_program_is_told_from_a_mistake(error, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("consistency_models.cli._load", lambda model: (_ for _ in ()).throw(error))
+    command = ["sample", "digits", "--out", str(tmp_path / "x.png")]
+    assert main(command) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"consistency-models sample: {type(error).__name__}: ") and "--debug" in line
+    assert main([*command, "--debug"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "in sample" in shown and shown.splitlines()[-1] == line
+
+
+def test_a_mistake_shows_its_trace_only_if_asked(capsys):
+    for extra, traces in (([], 0), (["--debug"], 1)):
+        assert main(["sample", "nothing", *extra]) == 1
+        shown = capsys.readouterr().err
+        assert shown.count("Traceback") == traces and shown.splitlines()[-1].startswith("consistency-models sample: 'nothing' is no bundled") and "report" not in shown
+
+
+WATCH = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch": print("torch meets", os.environ.get("GOMP_SPINCOUNT"))
+sys.meta_path.insert(0, Watch())
+from consistency_models.cli import main
+"""
+
+
+@pytest.mark.parametrize("name, setting, met", [
+    ("consistency-models", {}, "1000"), ("consistency-models.exe", {}, "1000"), ("mine.py", {}, "None"), ("consistency-models", {"GOMP_SPINCOUNT": "7"}, "7"),
+    ("consistency-models", {"OMP_WAIT_POLICY": "PASSIVE"}, "None"), ("consistency-models", {"KMP_BLOCKTIME": "0"}, "None")])
+def test_the_command_lets_threads_spin_less_before_torch_is_imported(name, setting, met, tmp_path):
+    (tmp_path / name).write_text(WATCH)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "KMP_", "OMP_WAIT_"))}
+    clean["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), clean.get("PYTHONPATH")]))
+    run = subprocess.run([sys.executable, tmp_path / name], env=clean | setting, capture_output=True, text=True, check=True)
+    assert run.stdout == f"torch meets {met}\n"
+
+
+# Files of others
+
+def test_pictures_of_others_are_kept_unless_they_are_named(tmp_path, monkeypatch, picture, capsys):
+    monkeypatch.chdir(tmp_path)
+    foreign = Path(picture).read_bytes()
+    for command, name in ((["sample", "digits", "--n", "2"], "samples.png"), (["edit", "digits", picture, "--n", "1", "--sigmas", "80"], "edits.png")):
+        for content in (foreign, b"no picture"):
+            Path(name).write_bytes(content)
+            assert main(command) == 1 and f"{name} was not written by this program" in capsys.readouterr().err and Path(name).read_bytes() == content
+        assert main([*command, "--out", name]) == 0 and Path(name).read_bytes() != foreign
+        assert main(command) == 0                                                   # a picture of ours may be replaced
+        assert main([*command, "--out", str(tmp_path)]) == 1 and "is a folder" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_demo_keeps_pictures_of_others(tmp_path, picture):
+    (tmp_path / "trajectory.png").write_bytes(foreign := Path(picture).read_bytes())
+    with pytest.raises(FileExistsError, match="trajectory.png"): demo(str(tmp_path), steps=10**9)
+    assert (tmp_path / "trajectory.png").read_bytes() == foreign and not (tmp_path / "inpainting.png").exists()
+
+
+def test_training_into_a_folder_of_others_is_refused_at_the_start(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# Mine")
+    assert main(["train", "--steps", "1000000000", "--out", str(tmp_path)]) == 1
+    assert "README.md was not written by this package" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, folder):
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    assert main(["train", "--data=~/pictures", "--size", "8", "--steps", "1", "--batch-size", "2", "--out=~/run"]) == 0 and (tmp_path / "run" / "model.safetensors").is_file()
+    assert main(["train", "--data=~/pictures", "--size", "8", "--steps", "1", "--batch-size", "2", "--start=~/run"]) == 0 and (tmp_path / "runs" / "pictures").is_dir()
+    assert main(["sample", "~/run", "--n", "1", "--out=~/new/x.png"]) == 0 and main(["edit", "~/run", "~/white.png", "--mask=~/white.png", "--n", "1", "--out=~/y.png"]) == 0
+    assert (tmp_path / "new" / "x.png").is_file() and (tmp_path / "y.png").is_file() and not (tmp_path / "~").exists()
+
+
+def test_the_run_of_this_folder_bears_its_name(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["train", "--data", ".", "--size", "8", "--steps", "1", "--batch-size", "2"]) == 0
+    assert (Path(folder) / "runs" / "pictures" / "model.safetensors").is_file()
+
+
 # Parts
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, *items): self.items = items
+
+    def __len__(self): return len(self.items)
+
+    def __getitem__(self, i): return self.items[i]
+
+
+IMAGE = torch.zeros(1, 8, 8)
+
+
+@pytest.mark.parametrize("items, match", [
+    ([(IMAGE, "cat")], "classes must be whole numbers 0, 1, 2, ..., but item 0 has 'cat'"),
+    ([(IMAGE, 0), (IMAGE, 1.5)], "item 1 has 1.5"), ([(IMAGE, 0), (IMAGE, -1)], "item 1 has -1"),
+    ([(IMAGE, torch.ones(40))], "item 0 has tensor"),
+    ([(IMAGE, (1, 2))], "item 0 has"), ([{"image": IMAGE, "label": 0}], "item 0 is of type dict"), ([(IMAGE, 0, 0)], "item 0 is of type tuple"),
+    (["text"], "item 0 is of type str"), ([], "empty")])
+def test_data_that_cannot_be_used_is_refused_by_its_item(items, match):
+    with pytest.raises(ValueError, match=re.escape(match)): in_memory(Items(*items))
+    if items:
+        with pytest.raises(ValueError, match=re.escape(match)): describe(Items(*items))
+
+
+@pytest.mark.parametrize("second", [(IMAGE,), (torch.zeros(3, 8, 8), 1)])
+def test_items_in_memory_are_alike(second):
+    with pytest.raises(ValueError, match="item 1 has shape"): in_memory(Items((IMAGE, 0), second))
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.5, 1.0]), torch.tensor([0, -1]), torch.tensor([[0, 1], [1, 0]])])
+def test_tensors_of_classes_are_whole_numbers_too(labels):
+    with pytest.raises(ValueError, match="classes must be whole numbers"): describe(torch.utils.data.TensorDataset(torch.randn(2, 1, 8, 8), labels))
+
+
+@pytest.mark.parametrize("image", [torch.zeros(64), torch.zeros(1, 8, 8, dtype=torch.uint8)])
+def test_images_are_floating_and_have_three_axes(image):
+    with pytest.raises(ValueError, match="images must be floating"): describe(Items(image, image))
+
+
+def test_classes_of_any_whole_type_are_counted():
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for labels in ((0, 4, 1), torch.tensor([0, 4, 1]), torch.tensor([0, 4, 1]).to(torch.uint8).numpy()):
+        data = Items(*zip(x, labels))
+        assert describe(data)["num_classes"] == describe(in_memory(data))["num_classes"] == 5
+
+
+def test_one_picture_is_a_folder_to_train_on(tmp_path):
+    Image.effect_noise((20, 30), 80).save(tmp_path / "only.png")
+    assert main(["train", "--data", str(tmp_path), "--size", "8", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path / "run")]) == 0
+
+
+def test_white_on_transparent_is_a_mask_of_the_white(tmp_path):
+    for mode in ("RGBA", "LA"):
+        mask = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+        mask.paste((255, 255, 255, 255), (0, 0, 8, 16))
+        mask.convert(mode).save(tmp_path / "mask.png")
+        assert torch.equal(named_mask(str(tmp_path / "mask.png"), 8, 8), torch.tensor([1.] * 4 + [0.] * 4).expand(1, 8, 8))
+
+
+@pytest.mark.parametrize("missing", [RuntimeError("Dataset not found. You can use download=True to download it"), FileNotFoundError("usps.bz2")])
+def test_files_that_are_missing_are_fetched(monkeypatch, missing):
+    asked = []
+    def dataset(name, root, train=True, download=True, size=None):
+        asked.append(download)
+        if not download: raise missing
+        return Items((IMAGE, 0), (IMAGE, 1))
+    monkeypatch.setattr("consistency_models.cli.torchvision_dataset", dataset)
+    assert len(open_data("USPS")) == 2 and asked == [False, True]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("h5py is not found"), ValueError("no such split"), PermissionError("data")])
+def test_other_errors_are_not_taken_for_missing_files(monkeypatch, error):
+    asked = []
+    def dataset(name, root, train=True, download=True, size=None):
+        asked.append(download)
+        raise error
+    monkeypatch.setattr("consistency_models.cli.torchvision_dataset", dataset)
+    with pytest.raises(type(error), match=str(error)): open_data("PCAM")
+    assert asked == [False]
+
 
 def test_memory_holds_the_same_data(folder):
     data = ImageFolder(folder, 16)

@@ -1,13 +1,18 @@
 """The bundled networks, the data sets, and the metrics."""
 
+import inspect
+import io
 import math
 import pickle
 import struct
+import time
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import nn
 
 from consistency_models import (
@@ -392,7 +397,7 @@ def test_image_folder_reads_every_kind_of_image(folder, channels, size):
 
 def test_image_folder_keeps_colours(folder):
     red, white, green, _ = ImageFolder(str(folder), 8)
-    for image, colour in ((red, (1., -1., -1.)), (white, (1., 1., 1.)), (green, (-1., 1., -1.))):
+    for image, colour in ((red, (1., -1., -1.)), (white, (1., 1., 1.)), (green, (-1 / 255, 1., -1 / 255))):      # half green on white
         torch.testing.assert_close(image, torch.tensor(colour).reshape(3, 1, 1).expand(3, 8, 8))
 
 
@@ -433,6 +438,245 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for read in (lambda: ImageFolder(tmp_path, 8)[0], lambda: read_image(tmp_path / "a.png", 1, 8, 8)):
         with pytest.raises(ValueError, match="too large"): read()
+
+
+# Every way a picture can reach us: a folder, a file, the content of a file
+
+RAMP = np.tile(np.linspace(0, 1, 16), (16, 1))
+BYTES, WORDS = (255 * RAMP).astype(np.uint8), (65535 * RAMP).astype(np.uint16)
+GREY, HALF = Image.fromarray(BYTES), Image.fromarray(np.where(np.arange(16) < 8, 0, 255).astype(np.uint8)[None].repeat(16, 0))
+COLOUR = Image.merge("RGB", (GREY, GREY.transpose(Image.Transpose.FLIP_LEFT_RIGHT), Image.new("L", (16, 16), 255)))
+
+
+def read_every_way(path):
+    """The picture as the three readers give it, which must agree"""
+    ways = ImageFolder(path.parent, 16)[0], read_image(path, 3, 16, 16), read_image(path.read_bytes(), 3, 16, 16)
+    assert torch.equal(ways[0], ways[1]) and torch.equal(ways[0], ways[2])
+    return ways[0]
+
+
+def refused_every_way(path, match):
+    """Each reader says what is wrong; those that know the file name it"""
+    for read in (lambda: ImageFolder(path.parent, 16)[0], lambda: read_image(path, 3, 16, 16)):
+        with pytest.raises(ValueError, match=f"{path.name} .*{match}"): read()
+    with pytest.raises(ValueError, match=match): read_image(path.read_bytes(), 3, 16, 16)
+
+
+def words(mode="I;16B"): return Image.frombytes(mode, (16, 16), WORDS.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize("name, picture, options", (
+    ("float.tif", Image.fromarray(RAMP.astype(np.float32)), {}), ("words.png", Image.fromarray(WORDS), {}), ("words.tif", Image.fromarray(WORDS), {}),
+    ("big.tif", words(), {}), ("grey.png", GREY, {}), ("grey.jpg", GREY, {"quality": 100}), ("palette.png", GREY.convert("P"), {}), ("palette.gif", GREY.convert("P"), {})))
+def test_grey_of_every_type_keeps_its_values(tmp_path, name, picture, options):
+    picture.save(tmp_path / name, **options)
+    assert (read_every_way(tmp_path / name) - torch.from_numpy(2 * RAMP - 1)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("name, mode", (("a.tif", "CMYK"), ("a.jpg", "CMYK"), ("a.jpg", "YCbCr"), ("a.png", "RGB"), ("a.webp", "RGB"), ("a.tif", "RGBX")))
+def test_colour_of_every_type_keeps_its_values(tmp_path, name, mode):
+    COLOUR.convert(mode).save(tmp_path / name, **({"quality": 100} if name != "a.tif" else {}))
+    wanted = torch.from_numpy(np.array(COLOUR)).permute(2, 0, 1) / 127.5 - 1
+    assert (read_every_way(tmp_path / name) - wanted).abs().mean() < 0.04
+
+
+def test_black_and_white_stays_black_and_white(tmp_path):
+    HALF.convert("1").save(tmp_path / "a.png")
+    assert torch.equal(read_every_way(tmp_path / "a.png")[0, 0], torch.tensor([-1.] * 8 + [1.] * 8))
+
+
+def lab():
+    return ImageCms.profileToProfile(COLOUR, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+
+
+@pytest.mark.parametrize("picture, match", (
+    (Image.fromarray((255 * RAMP).astype(np.float32)), r"lie in \[0, 1\]"), (Image.fromarray((RAMP - 0.5).astype(np.float32)), r"lie in \[0, 1\]"),
+    (Image.fromarray((RAMP * np.nan).astype(np.float32)), r"lie in \[0, 1\]"), (Image.fromarray(WORDS.astype(np.int32)), "mode I"), (lab(), "LAB")))
+def test_values_whose_range_is_not_known_are_refused(tmp_path, picture, match):
+    picture.save(tmp_path / "a.tif")
+    refused_every_way(tmp_path / "a.tif", match)
+
+
+def tiff_of_12_bits():
+    """Four pixels: black, white, grey, black"""
+    row = int("".join(f"{v:012b}" for v in (0, 4095, 2048, 0)), 2).to_bytes(6, "big")
+    tags = (256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 6)
+    return b"II*\0" + struct.pack("<I", 14) + row + struct.pack("<H", 9) + b"".join(struct.pack("<HHIHH", t, 3, 1, v, 0) for t, v in tags) + bytes(4)
+
+
+def test_twelve_bits_are_not_taken_for_sixteen():
+    assert read_image(tiff_of_12_bits(), 1, 1, 4).flatten().tolist() == pytest.approx([-1, 1, 0, -1], abs=0.01)
+
+
+def png_of_16_bits(values, kind):
+    """A PNG of 16 bits a value; kind 4 is grey with alpha, 6 colour with alpha"""
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def hidden_black():
+    """Pictures that are black, and transparent in the left half"""
+    black, alpha = Image.new("L", (16, 16), 0), HALF
+    pictures = {"a.png": Image.merge("LA", (black, alpha)), "b.png": Image.merge("RGBA", (black, black, black, alpha)), "c.tif": Image.merge("RGBA", (black, black, black, alpha)),
+                "d.webp": Image.merge("RGBA", (black, black, black, alpha)), "e.png": Image.merge("RGBA", (black, black, black, alpha)).convert("P")}
+    files = {}
+    for name, picture in pictures.items():
+        file = io.BytesIO()
+        picture.save(file, {"png": "PNG", "tif": "TIFF", "webp": "WEBP"}[name[2:]], **({"lossless": True, "exact": True} if "webp" in name else {}))
+        files[name] = file.getvalue()
+    for name, mode, see_through in (("f.png", "P", 0), ("g.png", "L", 0), ("h.png", "RGB", (0, 0, 0)), ("i.gif", "P", 0), ("j.png", "P", b"\0")):
+        dark = Image.new("L", (16, 16), 0)
+        dark.paste(1, (8, 0, 16, 16))                       # nearly black where it shall be seen
+        picture = dark.convert("RGB") if mode == "RGB" else dark
+        if mode == "P": picture.putpalette([0, 0, 0, 1, 1, 1] + [0] * 762)
+        file = io.BytesIO()
+        picture.save(file, name[2:].upper(), transparency=see_through)
+        files[name] = file.getvalue()
+    alpha = np.where(np.arange(16) < 8, 0, 65535)[None].repeat(16, 0)
+    files["k.png"] = png_of_16_bits(np.stack([alpha * 0, alpha], 2), 4)
+    files["l.png"] = png_of_16_bits(np.stack([alpha * 0, alpha * 0, alpha * 0, alpha], 2), 6)
+    return files
+
+
+@pytest.mark.parametrize("name", hidden_black())
+def test_transparent_parts_are_white(tmp_path, name):
+    (tmp_path / name).write_bytes(hidden_black()[name])
+    picture = read_every_way(tmp_path / name)
+    assert (picture[..., :8] == 1).all() and (picture[..., 8:] < -0.98).all()
+
+
+def test_transparent_parts_take_the_background_that_is_asked_for():
+    assert (read_image(hidden_black()["b.png"], 1, 16, 16, background="black") == -1).all()
+
+
+@pytest.mark.parametrize("kind", ("PNG", "JPEG", "WEBP"))
+@pytest.mark.parametrize("exif", (b"Exif\0\0junkjunkjunk", b"Exif\0\0", b"junk", b"Exif\0\0II*\0\xff\xff\xff\xff",
+                                  b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0"))
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_is_ignored(tmp_path, kind, exif):
+    path = tmp_path / f"a.{kind.lower()}"
+    COLOUR.save(path, kind, exif=exif)
+    assert (read_every_way(path) - torch.from_numpy(np.array(COLOUR)).permute(2, 0, 1) / 127.5 + 1).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("kind", ("PNG", "JPEG", "WEBP", "TIFF"))
+@pytest.mark.parametrize("turn, dark", ((1, "left"), (2, "right"), (3, "right"), (5, "top"), (6, "top"), (8, "bottom")))
+def test_pictures_of_every_format_stand_upright(tmp_path, kind, turn, dark):
+    exif = Image.Exif()
+    exif[274] = turn
+    path = tmp_path / f"a.{kind.lower()}"
+    HALF.convert("RGB").save(path, kind, **({"tiffinfo": {274: turn}} if kind == "TIFF" else {"exif": exif}))
+    x = read_every_way(path)
+    side = {"left": x[..., :7], "right": x[..., 9:], "top": x[:, :7], "bottom": x[:, 9:]}[dark]
+    assert side.max() < -0.9 and x.max() > 0.9
+
+
+def damaged(kind):
+    """A picture whose end is missing"""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(file, kind)
+    return file.getvalue()[:len(file.getvalue()) // 2]
+
+
+@pytest.mark.parametrize("content, match", [(damaged(kind), "no picture that can be read") for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")]
+                         + [(b"", "none of BMP, GIF"), (b"no picture", "none of BMP, GIF"), (b"%PDF-1.4", "none of BMP, GIF")])
+def test_a_damaged_picture_is_named(tmp_path, content, match):
+    (tmp_path / "a b.png").write_bytes(content)
+    refused_every_way(tmp_path / "a b.png", match)
+
+
+def test_a_picture_as_long_as_a_scroll_is_read_at_once(tmp_path):
+    Image.new("RGB", (1, 20_000), (255, 0, 0)).save(tmp_path / "a.png")
+    start = time.perf_counter()
+    x = ImageFolder(tmp_path, 64)[0], read_image(tmp_path / "a.png", 3, 64, 64), read_image(tmp_path / "a.png", 3, 2, 64)
+    assert time.perf_counter() - start < 2 and all((image[0] == 1).all() and (image[1:] == -1).all() for image in x)
+
+
+@pytest.mark.parametrize("width, height", ((48, 48), (60, 40), (40, 61), (333, 250), (20, 30)))
+def test_pictures_are_scaled_as_torchvision_scales_them(tmp_path, width, height):
+    from torchvision.transforms import v2
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 5, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "a.png")
+    theirs = v2.Compose([v2.Resize(24, antialias=True), v2.CenterCrop(24), v2.ToImage()])(smooth).float() / 127.5 - 1
+    assert (read_image(tmp_path / "a.png", 3, 24, 24) - theirs).abs().mean() < 0.06      # where their crop falls between pixels
+
+
+def test_a_picture_is_cut_to_the_shape_and_not_stretched():
+    file, disc = io.BytesIO(), Image.new("L", (90, 30), 0)
+    disc.paste(255, (30, 0, 60, 30))
+    disc.save(file, "PNG")
+    assert (read_image(file.getvalue(), 1, 8, 8) > 0.7).all() and (read_image(file.getvalue(), 1, 8, 24) > 0).float().mean().item() == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize("wrap", (bytes, bytearray, memoryview))
+def test_the_content_of_a_file_is_read_like_the_file(tmp_path, wrap):
+    COLOUR.save(tmp_path / "a.png")
+    assert torch.equal(read_image(wrap((tmp_path / "a.png").read_bytes()), 3, 8, 8), read_image(str(tmp_path / "a.png"), 3, 8, 8))
+
+
+@pytest.mark.parametrize("arguments, error, name", (
+    ((None, 3, 8, 8), TypeError, "source"), ((7, 3, 8, 8), TypeError, "source"), ((b"", 3, 0, 8), ValueError, "height"), ((b"", 3, 8, 2.5), TypeError, "width"),
+    (("nothing.png", 3, 8, 8), ValueError, "no picture nothing.png"), ((".", 3, 8, 8), ValueError, "no picture")))
+def test_bad_arguments_of_read_image_are_named(arguments, error, name):
+    with pytest.raises(error, match=name): read_image(*arguments)
+
+
+# Which files of a folder are read
+
+def picture(path, colour=(255, 0, 0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {".gif": "GIF", ".dib": "BMP", ".png": "PNG", ".apng": "PNG"}.get(path.suffix.lower(), "JPEG")
+    Image.new("RGB", (4, 4), colour).save(path, kind)
+
+
+def test_hidden_files_and_folders_of_systems_are_skipped(tmp_path):
+    for name in ("a.png", "sub/B.JPG", "日本/ü ä.png", "x.png/inside.png"): picture(tmp_path / name)
+    for name in (".ipynb_checkpoints/a-checkpoint.png", ".hidden.png", "sub/.git/a.png", "__MACOSX/a.png", "@eaDir/a.png"): picture(tmp_path / name)
+    for name in ("._a.jpg", "sub/._B.JPG", ".DS_Store", "Thumbs.db"): (tmp_path / name).write_bytes(b"no picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = ImageFolder(tmp_path, 4)
+    assert [f.relative_to(tmp_path).as_posix() for f in images.files] == ["a.png", "sub/B.JPG", "x.png/inside.png", "日本/ü ä.png"]
+    assert all(x.shape == (3, 4, 4) for x in images)
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    picture(tmp_path / "else" / "deep" / "b.png")
+    picture(tmp_path / "own" / "a.png")
+    for name, target in (("link", "else"), ("again", "else/deep"), ("loop", "own"), ("up", ".")): (tmp_path / "own" / name).symlink_to(tmp_path / target)
+    assert sorted(f.name for f in ImageFolder(tmp_path / "own", 4).files) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("suffix", (".jfif", ".jpe", ".JIF", ".dib", ".apng", ".mpo", ".JPEG", ".Gif"))
+def test_rarer_names_of_the_same_formats_are_read(tmp_path, suffix):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / f"b{suffix}")
+    assert len(ImageFolder(tmp_path, 4)) == 2 and ImageFolder(tmp_path, 4)[1].shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("suffix", (".heic", ".AVIF", ".svg", ".psd", ".raw", ".CR2", ".jp2", ".jxl", ".tga", ".ppm", ".dng"))
+def test_pictures_that_are_left_out_are_counted_and_one_is_named(tmp_path, suffix):
+    for name in ("b", "a"): (tmp_path / f"{name}{suffix}").write_bytes(b"?")
+    with pytest.raises(ValueError, match=f"no images.*2 of other kinds, such as .*a{suffix}"): ImageFolder(tmp_path)
+    picture(tmp_path / "c.png")
+    with pytest.warns(UserWarning, match=f"2 of other kinds, such as .*a{suffix}, are left out"): assert len(ImageFolder(tmp_path)) == 1
+
+
+def test_grey_and_colour_may_be_mixed_and_one_picture_is_a_folder(tmp_path):
+    GREY.save(tmp_path / "a.png")
+    assert len(ImageFolder(tmp_path, 8)) == 1
+    COLOUR.save(tmp_path / "b.png")
+    assert torch.stack(list(ImageFolder(tmp_path, 8))).shape == (2, 3, 8, 8) and torch.stack(list(ImageFolder(tmp_path, 8, 1))).shape == (2, 1, 8, 8)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, mnist):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    picture(tmp_path / "pictures" / "a.png")
+    assert len(ImageFolder("~/pictures", 4)) == 1 and read_image("~/pictures/a.png", 3, 4, 4).shape == (3, 4, 4)
+    assert len(torchvision_dataset("MNIST", "~", download=False)) == 3
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4])
@@ -482,6 +726,92 @@ def test_torchvision_data_refuses_an_unknown_name(name, tmp_path):
     with pytest.raises(ValueError, match=repr(name)): torchvision_dataset(name, str(tmp_path), download=False)
 
 
+def fake(monkeypatch, name, signature):
+    """Put a class with these arguments in the place of a set of torchvision, and note what it is given"""
+    from torchvision import datasets
+    seen = {}
+    def init(self, *args, **kwargs):
+        seen.update(signature.bind(self, *args, **kwargs).arguments)
+        seen.pop("self")
+        if seen.get("split") not in (None, *getattr(type(self), "splits", [seen.get("split")])): raise ValueError(f"Unknown value {seen['split']!r} for argument split")
+    init.__signature__ = signature
+    kind = type(name, (), {"__init__": init})
+    monkeypatch.setattr(datasets, name, kind)
+    return seen, kind
+
+
+def like(name):
+    """The arguments of the true class"""
+    from torchvision import datasets
+    return inspect.signature(getattr(datasets, name).__init__)
+
+
+@pytest.mark.parametrize("name, training, test", (
+    ("SVHN", {"split": "train"}, {"split": "test"}), ("STL10", {"split": "train"}, {"split": "test"}), ("CIFAR10", {"train": True}, {"train": False}),
+    ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}), ("FGVCAircraft", {"split": "trainval"}, {"split": "test"}), ("LFWPeople", {"split": "train"}, {"split": "test"}),
+    ("Omniglot", {"background": True}, {"background": False}), ("Places365", {"split": "train-standard"}, {"split": "val"}), ("USPS", {"train": True}, {"train": False}),
+    ("CelebA", {"split": "train"}, {"split": "test"}), ("DTD", {"split": "train"}, {"split": "test"}), ("GTSRB", {"split": "train"}, {"split": "test"})))
+def test_each_set_of_torchvision_gets_the_arguments_it_takes(monkeypatch, tmp_path, name, training, test):
+    for part, wanted in ((True, training), (False, test)):
+        seen, kind = fake(monkeypatch, name, like(name))
+        if name == "Places365": kind.splits = ["train-standard", "val"]
+        torchvision_dataset(name, str(tmp_path), train=part)
+        assert seen["root"] == str(tmp_path) and seen["download"] is True and {k: seen[k] for k in wanted} == wanted
+
+
+def test_download_is_asked_for_only_where_it_can_be(monkeypatch, tmp_path):
+    seen, _ = fake(monkeypatch, "FER2013", like("FER2013"))
+    torchvision_dataset("FER2013", str(tmp_path))
+    assert "download" not in seen and seen["split"] == "train"
+
+
+def test_arguments_that_a_class_hands_to_its_parent_are_known(tmp_path, monkeypatch):
+    from torchvision import datasets
+    seen = {}
+    def init(self, root, train=True, transform=None, target_transform=None, download=False): seen.update(train=train, download=download)
+    monkeypatch.setattr(datasets.MNIST, "__init__", init)
+    for options, split in (({}, "balanced"), ({"split": "letters"}, "letters")):
+        assert torchvision_dataset("EMNIST", str(tmp_path), train=False, **options).split == split and seen == {"train": False, "download": True}
+
+
+@pytest.mark.parametrize("name, match", (("CocoDetection", "needs annFile"), ("HMDB51", "annotation_path"), ("Flickr8k", "ann_file"), 
+    ("Sintel", "no transform"), ("CarlaStereo", "no transform")))
+def test_sets_that_are_no_pictures_with_classes_are_refused(name, match, tmp_path):
+    with pytest.raises(ValueError, match=match): torchvision_dataset(name, str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize("label, result", ((3, 3), (np.int64(3), 3), (torch.tensor(3), 3), ({"boxes": []}, None), ("a caption", None), ([1, 2], None), (0.5, None)))
+def test_labels_of_torchvision_are_whole_numbers(monkeypatch, label, result):
+    seen, _ = fake(monkeypatch, "SVHN", like("SVHN"))
+    torchvision_dataset("SVHN")
+    if result is None:
+        with pytest.raises(ValueError, match="no classes"): seen["target_transform"](label)
+    else: assert seen["target_transform"](label) == result
+
+
+def test_sets_without_a_test_part_say_so(tmp_path):
+    with pytest.raises(ValueError, match="SEMEION of torchvision has no test part"): torchvision_dataset("SEMEION", str(tmp_path), train=False)
+
+
+def test_files_that_are_there_already_are_read(monkeypatch):
+    from torchvision import datasets
+    class Stubborn:
+        def __init__(self, root, split="train-standard", download=False, transform=None):
+            if download: raise RuntimeError("The directory x already exists. If you want to re-download, delete it")
+    monkeypatch.setattr(datasets, "Places365", Stubborn)
+    assert isinstance(torchvision_dataset("Places365"), Stubborn)
+
+
+def test_pictures_of_torchvision_go_through_the_same_reader():
+    data = torchvision_dataset("FakeData", size=16, image_size=(3, 40, 60))
+    x, y = data[0]
+    assert x.shape == (3, 16, 16) and -1 <= x.min() and x.max() <= 1 and type(y) is int
+    for picture, channels in ((Image.merge("RGBA", (GREY, GREY, GREY, HALF)), 3),
+                              (GREY, 1), (Image.merge("LA", (GREY, HALF)), 1), (COLOUR.convert("CMYK"), 3), (HALF.convert("1"), 1)):
+        assert data.transform(picture).shape == (channels, 16, 16)
+    with pytest.raises(ValueError, match="expected a picture, got Tensor"): data.transform(torch.zeros(3, 8, 8))
+
+
 def test_torchvision_data_can_be_sent_to_loader_processes(mnist):
     images = torchvision_dataset("MNIST", str(mnist), download=False)
     assert torch.equal(pickle.loads(pickle.dumps(images))[0][0], images[0][0])
@@ -520,6 +850,21 @@ def test_sigma_data_reads_samples_spread_over_the_whole_dataset():
 @pytest.mark.parametrize("data", (torch.zeros(0), torch.zeros(1), [], [torch.zeros(1)]))
 def test_sigma_data_refuses_too_little_data(data):
     with pytest.raises(ValueError, match="data"): measure_sigma_data(data)
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+def test_sigma_data_refuses_values_that_are_not_finite(value):
+    x = torch.zeros(9, 2)
+    x[4, 1] = value
+    for data in (x, list(x)):
+        with pytest.raises(ValueError, match="finite"): measure_sigma_data(data)
+
+
+@pytest.mark.parametrize("data, error, match", (
+    ([{"image": torch.zeros(2)}], TypeError, "item 0 is of type dict"), ([torch.zeros(2), torch.zeros(3)], ValueError, "one shape"), (iter([1]), TypeError, "length"),
+    (torch.zeros(4, dtype=torch.uint8), TypeError, "floating"), (["text"], TypeError, "str")))
+def test_sigma_data_says_what_it_cannot_measure(data, error, match):
+    with pytest.raises(error, match=match): measure_sigma_data(data)
 
 
 # Metrics

@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +45,81 @@ def test_folder_holds_weights_configuration_and_card_alone(tmp_path):
     save_pretrained(unet(), tmp_path, title="A title", quality={"distance": "3.0"})
     assert {p.name for p in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     card = (tmp_path / "README.md").read_text()
-    assert "# A title" in card and "| distance | 3.0 |" in card and "license: mit" in card
+    assert "# A title" in card and "| distance | 3.0 |" in card
+
+@pytest.mark.parametrize("license, line", [(None, None), ("mit", "license: mit"), ("cc-by-nc-4.0", "license: cc-by-nc-4.0")])
+def test_a_license_is_claimed_only_where_one_is_named(tmp_path, license, line):
+    save_pretrained(unet(), tmp_path, license=license)
+    head = (tmp_path / "README.md").read_text().split("---")[1].splitlines()
+    assert [text for text in head if "license" in text] == ([line] if line else [])
+    assert from_pretrained(tmp_path).notes.get("license") == license
+
+
+@pytest.mark.parametrize("license", ["", "two words", "mit\nlibrary_name: other", 3.5j])
+def test_a_license_is_a_short_name(tmp_path, license):
+    with pytest.raises(ValueError, match="license"): save_pretrained(unet(), tmp_path / "new", license=license)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "shapes"])
+def test_bundled_cards_keep_their_license(name):
+    import consistency_models
+    assert "license: mit" in (Path(consistency_models.__file__).parent / "weights" / name / "README.md").read_text()
+
+
+# Files of others
+
+FOREIGN = {"README.md": [b"# My thesis\n", b"---\nlibrary_name: diffusers\n---\n# Theirs\n", b"# About\n---\nlibrary_name: consistency_models\n---\n", b"", b"\xff\xfe"],
+           "config.json": [b"{}", b"[1]", b'{"architectures": ["Bert"]}', b"not json", b"\xff"], "model.safetensors": [b"", b"other weights", bytes(100)]}
+
+
+@pytest.mark.parametrize("name, content", [(name, content) for name, contents in FOREIGN.items() for content in contents])
+def test_files_of_others_are_never_replaced(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileExistsError, match=f"{name} was not written by this package"): save_pretrained(unet(), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {name: content}
+
+
+def test_weights_of_others_are_never_replaced(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(FileExistsError, match="model.safetensors"): save_pretrained(unet(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for make in (lambda p: p.symlink_to("nowhere"), lambda p: p.mkdir()):
+        make(tmp_path / "README.md")
+        with pytest.raises(FileExistsError, match="README.md"): save_pretrained(unet(), tmp_path)
+        (tmp_path / "README.md").rmdir() if (tmp_path / "README.md").is_dir() else (tmp_path / "README.md").unlink()
+
+
+def test_files_of_this_package_are_replaced_also_those_of_a_save_that_was_cut_off(tmp_path):
+    (tmp_path / "my own.txt").write_text("stays")
+    for left in (["README.md", "config.json", "model.safetensors"], ["model.safetensors"], ["config.json", "README.md"], ["README.md"]):
+        save_pretrained(unet(), tmp_path)
+        for path in set(tmp_path.iterdir()) - {tmp_path / name for name in [*left, "my own.txt"]}: path.unlink()
+        save_pretrained(mlp := shake(MLP(3, width=8)), tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(mlp.parameters(), from_pretrained(tmp_path).parameters(), strict=True))
+    assert (tmp_path / "my own.txt").read_text() == "stays"
+
+
+def test_a_copy_of_bundled_weights_is_known_as_ours(tmp_path):
+    import shutil
+
+    import consistency_models
+    shutil.copytree(Path(consistency_models.__file__).parent / "weights" / "digits", tmp_path / "copy")
+    save_pretrained(unet(), tmp_path / "copy")
+    assert from_pretrained(tmp_path / "copy").config["num_classes"] == 3
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
+    save_pretrained(unet(), "~/model")
+    assert (tmp_path / "model" / "config.json").is_file() and from_pretrained("~/model").config["num_classes"] == 3
+
+
+def test_older_versions_of_the_hub_hand_over_more(tmp_path):
+    from consistency_models.pretrained import _hub_model
+    save_pretrained(unet(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert _hub_model()._from_pretrained(model_id=str(tmp_path), config=config, proxies=None, resume_download=False).net.config["num_classes"] == 3
 
 
 def test_weights_are_readable_by_others(tmp_path):
@@ -135,8 +210,8 @@ def test_push_to_hub_uploads_the_folder(tmp_path, monkeypatch):
             seen.update({p.name: p.read_bytes() for p in __import__("pathlib").Path(folder_path).iterdir()})
             return repo_id
     monkeypatch.setattr(mixin, "HfApi", Hub)
-    assert push_to_hub(unet(), "me/model", title="Mine") == "me/model"
-    assert set(seen) == {"README.md", "config.json", "model.safetensors"} and b'from_pretrained("me/model")' in seen["README.md"]
+    assert push_to_hub(unet(), "me/model", title="Mine", license="apache-2.0") == "me/model"
+    assert set(seen) == {"README.md", "config.json", "model.safetensors"} and b'from_pretrained("me/model")' in seen["README.md"] and b"license: apache-2.0" in seen["README.md"]
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
