@@ -21,6 +21,7 @@ demo: .venv/done ## train on real digits, sample, edit, measure; pictures in dem
 
 test: .venv/done ## what CI runs: export, clean, notebooks, pytest with a browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/browser.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/colab.sh
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
 
 lab: .venv/done ## open JupyterLab on the lessons

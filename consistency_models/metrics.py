@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .parameterization import model_forward_wrapper
+from .parameterization import check_sigma_data, model_forward_wrapper, sigma_data_of
 from .training import exact_consistency_function
 from .utils import as_double, check_floating, check_integer, draw_device, randn_like, write_whole
 
@@ -256,12 +256,14 @@ def consistency_error(
     data:Tensor, # all clean samples, shape `(m, ...)`
     sigmas, # noise levels at which the model is asked
     samples:int=64, # number of paths
-    sigma_data:float=0.5, # standard deviation of the clean data
+    sigma_data:float|None=None, # standard deviation of the clean data; what the model says, else 0.5, if `None`
     generator:torch.Generator|None=None, # source of randomness
     **kwargs, # handed to the model
 ) -> list[float]: # for each level, root mean square distance between the model's answer and the end of the path
     "Distance between a model and the exact consistency function of a finite data set, by noise level"
     check_floating(data, "data")
+    if sigma_data is None: sigma_data = sigma_data_of(model) or 0.5
+    check_sigma_data(model, sigma_data)
     if data.numel() == 0: raise ValueError(f"data must hold samples, got shape {tuple(data.shape)}")
     _check_finite(data, "data")
     x0 = data[torch.randint(len(data), (check_integer(samples, "samples", 1),), generator=generator, device=draw_device(generator, data.device)).to(data.device)]

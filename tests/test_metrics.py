@@ -7,6 +7,7 @@ from conftest import gaussian, seeded
 from torch import nn
 
 from consistency_models import (
+    MLP,
     Classifier,
     as_network,
     consistency_error,
@@ -267,3 +268,10 @@ def test_recognition_is_counted_over_all_images():
     class First(nn.Module):
         def forward(self, x): return torch.eye(2)[0].expand(len(x), 2)
     assert recognition_rate(torch.zeros(5000, 1, 2, 2), torch.arange(5000) % 2, First()) == 0.5
+
+
+def test_consistency_error_takes_sigma_data_from_the_model():
+    data, net = gaussian(20, 2), MLP(2, 16, 1, sigma_data=0.7)
+    errors = [consistency_error(net, data, [1.0], generator=seeded(), **given) for given in ({}, {"sigma_data": 0.7})]
+    assert errors[0] == errors[1]
+    with pytest.warns(UserWarning, match="built for 0.7"): consistency_error(net, data, [1.0], sigma_data=0.5)
