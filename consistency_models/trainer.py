@@ -69,6 +69,33 @@ def data_order(
     epochs = range(start // n, (start + length - 1) // n + 1)
     return torch.cat([_epoch_order(n, e, seed)[places[places // n == e] % n] for e in epochs])
 
+# %% ../nbs/11_trainer.ipynb #94d7a2be
+def _seed_all(seed:int):
+    "Seed the global generators of PyTorch, NumPy and Python"
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+@contextmanager
+def _leave_generators(device:torch.device):
+    "Let the block draw what it likes; afterwards the global generators stand where they stood"
+    before = random_state(device), np.random.get_state(), random.getstate()
+    try: yield
+    finally:
+        set_random_state(before[0], device)
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+class _SeededSamples(Dataset):
+    "A data set whose samples are read under a seed of their own: the key is `(index, seed)`"
+    def __init__(self, data:Dataset): self.data = data
+
+    def __getitem__(self, key:tuple):
+        index, seed = key
+        with _leave_generators(torch.device("cpu")):
+            _seed_all(seed)
+            return self.data[index]
+
 # %% ../nbs/11_trainer.ipynb #884ca6ee
 def learning_rate(
     step:int, # $k$, from 0
@@ -167,6 +194,26 @@ def _check_folder(folder:Path):
         for part in (folder, folder / "checkpoints"): tempfile.TemporaryFile(dir=part).close()
     except OSError as e: raise ValueError(f"out must be a folder that can be written to, but {folder} cannot: {e}") from e
 
+# %% ../nbs/11_trainer.ipynb #2ad86f90
+def _collate(items:list):
+    "One batch of samples, or an error in plain words"
+    try: return default_collate(items)
+    except TypeError as e: raise TypeError(f"data must yield tensors x or pairs (x, label) without None or pictures: {e}") from e
+    except RuntimeError as e: raise ValueError(f"all samples of data must have one shape and type: {e}") from e
+
+@patch
+def _check_batch(self:Trainer, batch):
+    "Raise unless a batch holds samples in a type the network can take, and labels where they are needed"
+    x, *labels = batch if isinstance(batch, (tuple, list)) and batch else (batch,)
+    if not isinstance(x, Tensor): raise TypeError(f"data must yield tensors x or pairs (x, label), got {type(x).__name__}")
+    if not x.is_floating_point(): raise TypeError(f"data must be floating point, in [-1, 1], got {x.dtype}; for bytes that is x.float() / 127.5 - 1")
+    usable = {torch.float32, *(p.dtype for p in self.net.parameters())} | ({torch.float16, torch.bfloat16} if self.precision != "no" else set())
+    if x.dtype not in usable: raise TypeError(f"data must have the type of the network's weights, got {x.dtype}: convert it with .float()")
+    if self.labels and not labels: raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
+    if self.labels and not isinstance(labels[0], Tensor):
+        kind = labels[0][0] if isinstance(labels[0], (tuple, list)) else labels[0]
+        raise TypeError(f"labels must be numbers, got {type(kind).__name__}")
+
 # %% ../nbs/11_trainer.ipynb #45093ffc
 def new_accelerator(
     precision:str|None=None, # `"no"`, `"bf16"` or `"fp16"`; what `accelerate launch` was told, else `"no"`, if `None`
@@ -210,7 +257,7 @@ def _prepare(self:Trainer):
     self.call = torch.compile(self.net) if self.compile and not hasattr(self.net, "_orig_mod") else self.net
     self.net = getattr(self.net, "_orig_mod", self.net)         # the network itself, where it came compiled
     self.net.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format).train()
-    if self.workers == 0: self._check_batch(default_collate([_SeededSamples(self.data)[0, self.seed]]))
+    if self.workers == 0: self._check_batch(_collate([_SeededSamples(self.data)[0, self.seed]]))
     self.model = _wrapped(self.accelerator, self.call)
     self.average = _average_of(self.net).eval()
     self.teacher = _average_of(self.net) if self.needs_teacher else None
@@ -249,33 +296,27 @@ class _WithWeights:
 
     def __getattr__(self, name:str): return getattr(self.teacher, name)
 
+# %% ../nbs/11_trainer.ipynb #6b3f18d9
+_WAYS = ("fused", "foreach", "capturable", "differentiable")     # to compute the same
+
+def _text(value) -> str:
+    "A text that is the same for equal settings in every process: without places in memory, sets in order"
+    return re.sub(r" at 0x[0-9a-fA-F]+| with id=\d+", "", pprint.pformat(value, width=10**6))
+
+def _optimizer_facts(net:nn.Module, optim) -> dict:
+    "Class and settings of an optimiser, and what each group holds; not the learning rate, which the loop sets"
+    if not isinstance(optim, torch.optim.Optimizer): raise TypeError(f"optimizer must make a torch optimiser, got {type(optim).__name__}")
+    closure = inspect.signature(optim.step).parameters.get("closure")
+    if closure and closure.default is closure.empty: raise TypeError(f"optimizer must step without a closure, which {type(optim).__name__} needs")
+    names, facts = {p: name for name, p in net.named_parameters()}, {"optimizer": type(optim).__qualname__}
+    for i, group in enumerate(optim.param_groups):
+        members = [(names.get(p, "?"), p.requires_grad) for p in group["params"]]
+        settings = {k: _text(v) for k, v in group.items() if k not in ("params", "lr", "initial_lr", *_WAYS)}
+        settings["choice of parameters"] = f"{len(members)}, checksum {zlib.crc32(repr(members).encode()):08x}"
+        facts |= {f"optimizer's {k} in group {i}": v for k, v in settings.items()}
+    return facts
+
 # %% ../nbs/11_trainer.ipynb #0aec64ee
-def _seed_all(seed:int):
-    "Seed the global generators of PyTorch, NumPy and Python"
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-@contextmanager
-def _leave_generators(device:torch.device):
-    "Let the block draw what it likes; afterwards the global generators stand where they stood"
-    before = random_state(device), np.random.get_state(), random.getstate()
-    try: yield
-    finally:
-        set_random_state(before[0], device)
-        np.random.set_state(before[1])
-        random.setstate(before[2])
-
-class _SeededSamples(Dataset):
-    "A data set whose samples are read under a seed of their own: the key is `(index, seed)`"
-    def __init__(self, data:Dataset): self.data = data
-
-    def __getitem__(self, key:tuple):
-        index, seed = key
-        with _leave_generators(torch.device("cpu")):
-            _seed_all(seed)
-            return self.data[index]
-
 def _leave_interrupts(worker:int):
     "Ctrl-C reaches every process of a terminal; the main one decides what to do"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -300,21 +341,10 @@ def _batches(self:Trainer) -> Iterator:
     n, size = len(self.data), self.batch_size
     shards = ((k, s) for k in range(self.step, self.steps) for s in self._own_shards())
     if type(self.data) is TensorDataset: return (self.data[data_order(n, (k * self.shards + s) * size, size, self.seed)] for k, s in shards)
-    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=(self._keys(k, s) for k, s in shards), num_workers=self.workers,
+    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=(self._keys(k, s) for k, s in shards), num_workers=self.workers, collate_fn=_collate,
                            worker_init_fn=_leave_interrupts, generator=torch.Generator()))
 
 # %% ../nbs/11_trainer.ipynb #0051e8fd
-@patch
-def _check_batch(self:Trainer, batch):
-    "Raise unless a batch holds samples in a type the network can take, and labels where they are needed"
-    x, *labels = batch if isinstance(batch, (tuple, list)) and batch else (batch,)
-    if not isinstance(x, Tensor): raise TypeError(f"data must yield tensors x or pairs (x, label), got {type(x).__name__}")
-    if not x.is_floating_point(): raise TypeError(f"data must be floating point, in [-1, 1], got {x.dtype}; for bytes that is x.float() / 127.5 - 1")
-    if x.dtype == torch.float64 and all(p.dtype != torch.float64 for p in self.net.parameters()):
-        raise TypeError("data is float64 and the network is not: convert it with .float()")
-    if self.labels and not labels: raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
-    if self.labels and not isinstance(labels[0], Tensor): raise TypeError(f"labels must be numbers, got {type(labels[0][0]).__name__}")
-
 @patch
 def _to_device(self:Trainer, batch) -> tuple[Tensor, dict]:
     "The samples of a batch and the keyword arguments for the network, on the device"
@@ -408,16 +438,17 @@ def _stop_at_faults(self:Trainer, told:Tensor, arrived):
     loss, buffer, last = told.tolist()
     if last: self._stop("gradient", self.step)
     if loss: self._stop("loss", self.step + 1)
-    if buffer: self._stop("loss is finite, but a buffer of the network", self.step + 1)
+    if buffer: self._stop("buffer of the network", self.step + 1)
     if arrived: self.bad_gradient = bad
     elif bad: self._stop("gradient", self.step + 1)
 
 @patch
 def _stop(self:Trainer, what:str, step:int):
     "Raise an error that names the step, and the sample if the fault is in the data"
-    faulty = self._faulty_sample()
-    hint = "the data are finite; a smaller learning_rate, a clip_norm or precision='no' may help" if faulty is None else f"sample {faulty} of the data is not"
-    raise ValueError(f"the {what} of step {step} is not finite, so training stops before it reaches the weights: {hint}")
+    sample = self._faulty_sample()
+    hint = f"sample {sample} of the data holds nan or inf"
+    if sample is None: hint = "the data that it read are finite; a smaller learning_rate, a clip_norm or precision='no' may help"
+    raise ValueError(f"in step {step} a {what} is not finite, so training stops before the weights change: {hint}")
 
 @patch
 def _faulty_sample(self:Trainer) -> int|None:
@@ -467,7 +498,7 @@ def _check_still_same(self:Trainer):
     "Raise if the network's first call gave it weights or buffers that its average and the optimiser do not know"
     try: _check_same_layout(self.average, self.net)
     except ValueError as e:
-        raise ValueError(f"net made weights or buffers when it was first called; call it once, as net(x, sigma), before it is trained ({e})") from e
+        raise ValueError(f"net made weights or buffers when it was first called; call it once, as net(x, sigma), before it is trained ({str(e).split(';')[0]})") from e
 
 # %% ../nbs/11_trainer.ipynb #564c9e9b
 @contextmanager
@@ -581,25 +612,6 @@ def _check_weights(self:Trainer, tensors:dict[str, Tensor]):
         if not (v.isfinite() if name in weights else ~v.isnan()).all():
             raise ValueError(f"{name} is not finite after step {self.step}, so no checkpoint is written")
 
-def _text(value) -> str:
-    "A text that is the same for equal settings in every process: without places in memory, sets in order"
-    return re.sub(r" at 0x[0-9a-fA-F]+| with id=\d+", "", pprint.pformat(value, width=10**6))
-
-def _optimizer_facts(net:nn.Module, optim) -> dict:
-    "Class and settings of an optimiser, and what each group holds; not its ways of computing, nor the learning rate, which the loop sets"
-    if not isinstance(optim, torch.optim.Optimizer): raise TypeError(f"optimizer must make a torch optimiser, got {type(optim).__name__}")
-    closure = inspect.signature(optim.step).parameters.get("closure")
-    if closure and closure.default is closure.empty: raise TypeError(f"optimizer must step without a closure, which {type(optim).__name__} needs")
-    names = {p: name for name, p in net.named_parameters()}
-    facts = {"optimizer": type(optim).__qualname__}
-    for i, group in enumerate(optim.param_groups):
-        members = [(names.get(p, "?"), p.requires_grad) for p in group["params"]]
-        settings = {k: v for k, v in group.items() if k not in ("params", "lr", "initial_lr", *_WAYS)}
-        facts[f"group {i} of the optimizer"] = _text(settings | {"parameters": f"{len(members)} with checksum {zlib.crc32(repr(members).encode()):08x}"})
-    return facts
-
-_WAYS = ("fused", "foreach", "capturable", "differentiable")
-
 @patch
 def _facts(self:Trainer) -> dict:
     "What describes a run: a checkpoint of one run must not continue another"
@@ -691,7 +703,7 @@ def resume(self:Trainer) -> bool: # was there a checkpoint?
     path = self.checkpoints()[-1]
     tensors, facts = read_checkpoint(path)
     for name, here in self._facts().items():
-        if facts.get(name) != here: raise ValueError(f"{path} belongs to another run: its {name} is {facts.get(name)!r:.300}, this trainer's is {here!r:.300}")
+        if facts.get(name, here) != here: raise ValueError(f"{path} belongs to another run: its {name} is {facts.get(name)!r:.300}, this trainer's is {here!r:.300}")
     for part in ("net", "average") + ("teacher",) * self.needs_teacher:
         weights = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
         try: getattr(self, part).load_state_dict(weights)
