@@ -171,48 +171,66 @@ def _check(self:Trainer):
 # %% ../nbs/11_trainer.ipynb #5c1e77ab
 def _chosen_precision(asked:str|None, accelerator=None) -> str:
     "The precision asked for here, or else outside: by the accelerator, or by `accelerate launch`"
-    outside = accelerator.mixed_precision if accelerator else os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    outside = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if accelerator: outside = accelerator.mixed_precision
     chosen = outside if asked is None else asked
-    if chosen not in ("no", "bf16", "fp16"): raise ValueError(f"precision must be 'no', 'bf16' or 'fp16', got {chosen!r}")
+    if chosen not in ("no", "bf16", "fp16"):
+        raise ValueError(f"precision must be 'no', 'bf16' or 'fp16', got {chosen!r}")
     if chosen != outside and (accelerator or outside != "no"):
-        raise ValueError(f"precision is {chosen!r}, but Accelerate was told {outside!r}; leave one of them out")
+        raise ValueError(f"precision is {chosen!r}, but Accelerate was told {outside!r}; "
+                         "leave one of them out")
     return chosen
 
 def _check_network(net):
     "Raise unless `net` is a network with weights to train"
-    if not isinstance(net, nn.Module): raise TypeError(f"net must be a torch module, got {type(net).__name__}")
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch module, got {type(net).__name__}")
     if any(nn.parameter.is_lazy(t) for t in (*net.parameters(), *net.buffers())):
-        raise ValueError("net has lazy layers, whose shape is not known yet: call it once, as net(x, sigma), before it is trained")
+        raise ValueError("net has lazy layers, whose shape is not known yet: call it once, "
+                         "as net(x, sigma), before it is trained")
     if not any(p.requires_grad for p in net.parameters()):
-        raise ValueError("net has no weights to train, or all are frozen, as from_pretrained returns them: call net.requires_grad_(True)")
+        raise ValueError("net has no weights to train, or all are frozen, as from_pretrained "
+                         "returns them: call net.requires_grad_(True)")
 
 def _check_folder(folder:Path):
     "Raise unless checkpoints can be written to a folder, which is made"
     if folder.is_file(): raise ValueError(f"out must be a folder, but {folder} is a file")
+    inside = folder / "checkpoints"
     try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for part in (folder, folder / "checkpoints"): tempfile.TemporaryFile(dir=part).close()
-    except OSError as e: raise ValueError(f"out must be a folder that can be written to, but {folder} cannot: {e}") from e
+        inside.mkdir(parents=True, exist_ok=True)
+        for part in (folder, inside): tempfile.TemporaryFile(dir=part).close()
+    except OSError as e:
+        raise ValueError(f"out must be a folder that can be written to, not {folder}: {e}") from e
 
 # %% ../nbs/11_trainer.ipynb #2ad86f90
 def _collate(items:list):
     "One batch of samples, or an error in plain words"
     try: return default_collate(items)
-    except TypeError as e: raise TypeError(f"data must yield tensors x or pairs (x, label) without None or pictures: {e}") from e
-    except RuntimeError as e: raise ValueError(f"all samples of data must have one shape and type: {e}") from e
+    except TypeError as e:
+        raise TypeError("data must yield tensors x or pairs (x, label), no None and no pictures: "
+                        f"{e}") from e
+    except RuntimeError as e:
+        raise ValueError(f"all samples of data must have one shape and type: {e}") from e
 
 @patch
 def _check_batch(self:Trainer, batch):
-    "Raise unless a batch holds samples in a type the network can take, and labels where they are needed"
+    "Raise unless a batch holds samples the network can take, and labels where they are needed"
     x, *labels = batch if isinstance(batch, (tuple, list)) and batch else (batch,)
-    if not isinstance(x, Tensor): raise TypeError(f"data must yield tensors x or pairs (x, label), got {type(x).__name__}")
-    if not x.is_floating_point(): raise TypeError(f"data must be floating point, in [-1, 1], got {x.dtype}; for bytes that is x.float() / 127.5 - 1")
-    usable = {torch.float32, *(p.dtype for p in self.net.parameters())} | ({torch.float16, torch.bfloat16} if self.precision != "no" else set())
-    if x.dtype not in usable: raise TypeError(f"data must have the type of the network's weights, got {x.dtype}: convert it with .float()")
-    if self.labels and not labels: raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"data must yield tensors x or pairs (x, label), got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"data must be floating point, in [-1, 1], got {x.dtype}; "
+                        "for bytes that is x.float() / 127.5 - 1")
+    usable = {torch.float32, *(p.dtype for p in self.net.parameters())}
+    if self.precision != "no": usable |= {torch.float16, torch.bfloat16}
+    if x.dtype not in usable:
+        raise TypeError(f"data must have the type of the network's weights, got {x.dtype}: "
+                        "convert it with .float()")
+    if self.labels and not labels:
+        raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
     if self.labels and not isinstance(labels[0], Tensor):
-        kind = labels[0][0] if isinstance(labels[0], (tuple, list)) else labels[0]
-        raise TypeError(f"labels must be numbers, got {type(kind).__name__}")
+        label = labels[0][0] if isinstance(labels[0], (tuple, list)) else labels[0]
+        raise TypeError(f"labels must be numbers, got {type(label).__name__}")
 
 # %% ../nbs/11_trainer.ipynb #45093ffc
 def new_accelerator(
@@ -223,8 +241,9 @@ def new_accelerator(
     "A new `Accelerator` with a precision of its own; others in this program keep theirs"
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
+    from accelerate.utils import parse_flag_from_env
     precision = _chosen_precision(precision)
-    _check_fp16(precision, PartialState().device)
+    _check_fp16(precision, PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device)
     others = dict(AcceleratorState._shared_state)
     AcceleratorState._reset_state()
     try:
@@ -269,29 +288,31 @@ def _prepare(self:Trainer):
 
 # %% ../nbs/11_trainer.ipynb #a90c3be4
 def _wrapped(accelerator, call:nn.Module) -> nn.Module:
-    "A network wrapped for several processes; what else Accelerate hangs before its `forward` is taken off again"
+    "A network wrapped for several processes, and for nothing else: the types are the loop's affair"
     own = vars(call).get("forward")
     wrapped = accelerator.prepare(call)
-    for name in ("forward", "_original_forward"): vars(call).pop(name, None)
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(call).pop(name, None)
     if own: call.forward = own
     return wrapped
 
 def _average_of(net:nn.Module) -> nn.Module:
     "A frozen copy of a network, with float32 in place of half precision"
-    tensors = [t for m in net.modules() for t in (*vars(m).values(), *m.buffers(recurse=False)) if isinstance(t, Tensor)]
-    computed = {id(t): t.detach().clone() for t in tensors if not t.is_leaf}       # deepcopy would refuse these
-    copied = copy.deepcopy(net, computed).requires_grad_(False)
-    return copied._apply(lambda t: t.to(at_least_float32(t.dtype)) if t.is_floating_point() else t)
+    held = [t for m in net.modules() for t in (*vars(m).values(), *m.buffers(recurse=False))]
+    computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    copied = copy.deepcopy(net, computed).requires_grad_(False)     # alone it refuses the computed
+    wide = lambda t: t.to(at_least_float32(t.dtype)) if t.is_floating_point() else t
+    return copied._apply(wide)
 
 class _WithWeights:
     "A network called with the weights and buffers of its teacher, in the types of its own"
     def __init__(self, call:nn.Module, teacher:nn.Module): self.call, self.teacher = call, teacher
 
     def __call__(self, *args, **kwargs):
-        own = dict((*self.call.named_parameters(), *self.call.named_buffers()))
         kept = dict((*self.teacher.named_parameters(), *self.teacher.named_buffers()))
-        names = {k: kept.get(k.removeprefix("_orig_mod.")) for k in own}
-        weights = {k: v.to(own[k].dtype, copy=True) for k, v in names.items() if v is not None and v.shape == own[k].shape}
+        weights = {}
+        for name, own in (*self.call.named_parameters(), *self.call.named_buffers()):
+            v = kept.get(name.removeprefix("_orig_mod."))       # the prefix of compiled networks
+            if v is not None and v.shape == own.shape: weights[name] = v.to(own.dtype, copy=True)
         return torch.func.functional_call(self.call, weights, args, kwargs)
 
     def __getattr__(self, name:str): return getattr(self.teacher, name)
@@ -300,19 +321,24 @@ class _WithWeights:
 _WAYS = ("fused", "foreach", "capturable", "differentiable")     # to compute the same
 
 def _text(value) -> str:
-    "A text that is the same for equal settings in every process: without places in memory, sets in order"
+    "A text that is the same for equal settings in any process: no places in memory, sets in order"
     return re.sub(r" at 0x[0-9a-fA-F]+| with id=\d+", "", pprint.pformat(value, width=10**6))
 
 def _optimizer_facts(net:nn.Module, optim) -> dict:
-    "Class and settings of an optimiser, and what each group holds; not the learning rate, which the loop sets"
-    if not isinstance(optim, torch.optim.Optimizer): raise TypeError(f"optimizer must make a torch optimiser, got {type(optim).__name__}")
+    "Class and settings of an optimiser and what its groups hold; not the rate, which the loop sets"
+    if not isinstance(optim, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must make a torch optimiser, got {type(optim).__name__}")
+    kind = type(optim).__qualname__
     closure = inspect.signature(optim.step).parameters.get("closure")
-    if closure and closure.default is closure.empty: raise TypeError(f"optimizer must step without a closure, which {type(optim).__name__} needs")
-    names, facts = {p: name for name, p in net.named_parameters()}, {"optimizer": type(optim).__qualname__}
+    if closure and closure.default is closure.empty:
+        raise TypeError(f"optimizer must step without a closure, which {kind} needs")
+    names, facts = {p: name for name, p in net.named_parameters()}, {"optimizer": kind}
     for i, group in enumerate(optim.param_groups):
+        left_out = ("params", "lr", "initial_lr", *_WAYS)
+        settings = {k: _text(v) for k, v in group.items() if k not in left_out}
         members = [(names.get(p, "?"), p.requires_grad) for p in group["params"]]
-        settings = {k: _text(v) for k, v in group.items() if k not in ("params", "lr", "initial_lr", *_WAYS)}
-        settings["choice of parameters"] = f"{len(members)}, checksum {zlib.crc32(repr(members).encode()):08x}"
+        checksum = zlib.crc32(repr(members).encode())
+        settings["choice of parameters"] = f"{len(members)}, checksum {checksum:08x}"
         facts |= {f"optimizer's {k} in group {i}": v for k, v in settings.items()}
     return facts
 
@@ -412,27 +438,30 @@ def _update(self:Trainer, num_timesteps:int):
 # %% ../nbs/11_trainer.ipynb #7d41f0b2
 @patch
 def _note_faults(self:Trainer, losses:Tensor) -> tuple:
-    "Is a loss or a buffer not finite, or was the last gradient? On its way to the host, with an event on a GPU"
-    buffers = [b.isnan().any() for b in self.net.buffers() if b.is_floating_point()]
+    "Is a loss or a buffer not finite, or was the last gradient? A GPU sends an event with the answer"
     fine = torch.zeros((), dtype=torch.bool, device=self.device)
-    faults = torch.stack([~losses.isfinite().all(), torch.stack([fine, *buffers]).any(), fine if self.bad_gradient is None else self.bad_gradient])
+    last = fine if self.bad_gradient is None else self.bad_gradient
+    buffers = [b.isnan().any() for b in self.net.buffers() if b.is_floating_point()]
+    faults = torch.stack([~losses.isfinite().all(), torch.stack([fine, *buffers]).any(), last])
     if self.accelerator.num_processes > 1: faults = self.accelerator.reduce(faults.float()) > 0
     if self.device.type != "cuda": return faults, None
-    told, arrived = torch.empty(3, dtype=torch.bool, pin_memory=True).copy_(faults, non_blocking=True), torch.cuda.Event()
+    told, arrived = torch.empty(3, dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+    told.copy_(faults, non_blocking=True)
     arrived.record()
     return told, arrived
 
 @patch
 def _bad_gradient(self:Trainer) -> Tensor:
     "Is a gradient not finite, although the loss is scaled down as far as it goes?"
-    gradients = [p.grad._values() if p.grad.is_sparse else p.grad for p in self.net.parameters() if p.grad is not None]
-    norms = torch._foreach_norm([g for g in gradients if g.numel()], math.inf)
-    bad = ~torch.stack([norm.float() for norm in norms]).isfinite().all()
-    return bad & (self.scaler.scale(torch.ones((), device=self.device)) <= 1) if self.scaler else bad
+    gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+    values = [g._values() if g.is_sparse else g for g in gradients]
+    largest = torch._foreach_norm([v for v in values if v.numel()], math.inf)
+    bad = ~torch.stack([norm.float() for norm in largest]).isfinite().all()
+    return bad & (self.scaler.scale(torch.ones_like(largest[0])) <= 1) if self.scaler else bad
 
 @patch
 def _stop_at_faults(self:Trainer, told:Tensor, arrived):
-    "Raise if something is not finite. A GPU is at its backward pass meanwhile, so of its gradient only the next step hears"
+    "Raise if something is not finite; of a gradient a GPU, still at its backward pass, tells later"
     bad = self._bad_gradient()
     if arrived: arrived.synchronize()
     loss, buffer, last = told.tolist()
@@ -447,14 +476,17 @@ def _stop(self:Trainer, what:str, step:int):
     "Raise an error that names the step, and the sample if the fault is in the data"
     sample = self._faulty_sample()
     hint = f"sample {sample} of the data holds nan or inf"
-    if sample is None: hint = "the data that it read are finite; a smaller learning_rate, a clip_norm or precision='no' may help"
-    raise ValueError(f"in step {step} a {what} is not finite, so training stops before the weights change: {hint}")
+    if sample is None:
+        hint = ("the data that this process read are finite; a smaller learning_rate, a clip_norm "
+                "or precision='no' may help")
+    raise ValueError(f"in step {step} a {what} is not finite, so training stops: {hint}")
 
 @patch
 def _faulty_sample(self:Trainer) -> int|None:
     "The first sample of this step, on this process, that holds nan or inf"
     samples = _SeededSamples(self.data)
-    for index, seed in (key for shard in self._own_shards() for key in self._keys(self.step, shard)):
+    keys = (key for shard in self._own_shards() for key in self._keys(self.step, shard))
+    for index, seed in keys:
         item = samples[index, seed]
         parts = item[:1 + self.labels] if isinstance(item, (tuple, list)) else (item,)
         if not all(torch.as_tensor(part).isfinite().all() for part in parts): return index
@@ -522,11 +554,12 @@ def _close_loops():
     "End the loops that a program leaves behind, while checkpoints can still be written"
     for loop in [l for l in _LOOPS if not l.gi_running]: loop.close()
 
-def _close_locks():
-    "A child process does not hold its parent's locks"
+def _leave_to_parent():
+    "A forked process holds none of its parent's locks and ends none of its loops"
     for file in _LOCKS: file.close()
+    _LOOPS.clear()
 
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_close_locks)
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_leave_to_parent)
 
 def _lock_file(file):
     "Lock a file for this process, or raise an `OSError`"
@@ -542,8 +575,10 @@ def _only_writer(folder:Path):
     with open(folder / ".lock", "ab") as file:
         try: _lock_file(file)
         except (BlockingIOError, PermissionError):
-            raise ValueError(f"another run writes to {folder}: end it (or close its loop) first, or choose another folder") from None
-        except OSError as e: warnings.warn(f"{folder} cannot be locked ({e}); see that no other run writes there", stacklevel=2)
+            raise ValueError(f"another run writes to {folder}: end it (or close its loop) first, "
+                             "or choose another folder") from None
+        except OSError as e:
+            warnings.warn(f"no lock on {folder} ({e}): let no other run write there", stacklevel=2)
         _LOCKS.add(file)
         try: yield
         finally: _LOCKS.discard(file)
@@ -552,8 +587,11 @@ def _only_writer(folder:Path):
 @contextmanager
 def _alone(self:Trainer):
     "Keep others from training this trainer, and from writing to its folder"
-    if self.busy: raise ValueError("this trainer is already training, perhaps in another thread or cell: finish or close that loop first")
-    with _only_writer(self.out) if self.out and self.accelerator.is_main_process else nullcontext():
+    if self.busy:
+        raise ValueError("this trainer is already training, perhaps in another thread or cell: "
+                         "finish or close that loop first")
+    writes = self.out and self.accelerator.is_main_process
+    with _only_writer(self.out) if writes else nullcontext():
         self.busy = True
         try: yield
         finally: self.busy = False

@@ -233,7 +233,7 @@ def _wide(ema_model:nn.Module, weights:dict) -> dict:
         fresh = v.to(at_least_float32(v.dtype))
         if fresh.dtype == v.dtype: return v
         known = kept.get(name, fresh).to(v.device)
-        return torch.where(known.to(v.dtype) == v, known, fresh)    # fresh where others set the weight
+        return torch.where(known.to(v.dtype) == v, known, fresh)    # fresh where others set it
     return {k: wide(k, v) for k, v in weights.items()}
 
 # %% ../nbs/00_utils.ipynb #deea50bd
@@ -250,7 +250,8 @@ def update_ema_model_(
     _check_same_layout(ema_model, online_model)
     online, buffers = dict(online_model.named_parameters()), dict(online_model.named_buffers())
     weights = {k: v.detach() for k, v in ema_model.named_parameters()}
-    wide = _wide(ema_model, {k: v for k, v in weights.items() if v.is_floating_point() or v.is_complex()})
+    averaged = {k: v for k, v in weights.items() if v.is_floating_point() or v.is_complex()}
+    wide = _wide(ema_model, averaged)
     news = [online[k].to(weights[k]).to(v.dtype) for k, v in wide.items()]
     if wide: torch._foreach_lerp_(list(wide.values()), news, 1 - decay)
     rounded = {k: v for k, v in wide.items() if v is not weights[k]}

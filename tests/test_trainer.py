@@ -1220,6 +1220,33 @@ def test_two_processes_start_from_the_same_averages(tmp_path):
     assert len(ranks[0]) > 6 and all(torch.equal(a, b) for a, b in zip(*ranks, strict=True))
 
 
+FAULTY = """
+import json, sys
+import torch
+from torch.utils.data import TensorDataset
+from consistency_models import MLP, Trainer, data_order
+x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+index = data_order(64, 8 * (2 * 3 + 1) + 5, 1).item()          # step 4, second process
+x[index] = torch.nan
+trainer = Trainer(MLP(width=8, depth=1), TensorDataset(x), steps=6, batch_size=8, out=sys.argv[1], checkpoint_every=2)
+try:
+    for _ in trainer.train(): pass
+except ValueError as e: message = str(e)
+weights = [p.isfinite().all().item() for m in (trainer.net, trainer.average) for p in m.parameters()]
+found = {"step": trainer.step, "message": message, "finite": all(weights), "index": index}
+json.dump(found, open(f"{sys.argv[1]}/{trainer.accelerator.process_index}.json", "w"))
+"""
+
+
+def test_a_fault_that_one_process_meets_stops_all_in_the_same_step(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    on_two_processes(tmp_path / "faulty.py", tmp_path / "run")
+    first, second = (json.loads((tmp_path / f"run/{rank}.json").read_text()) for rank in (0, 1))
+    for found in (first, second): assert found["step"] == 3 and found["finite"] and "in step 4 a loss is not finite" in found["message"]
+    assert f"sample {second['index']} of the data" in second["message"] and "this process read are finite" in first["message"]
+    assert read_checkpoint(tmp_path / "run/checkpoints/000000003.safetensors")[1]["step"] == 3
+
+
 def test_the_command_line_trains_on_two_processes(tmp_path):
     printed = on_two_processes(Path(sys.executable).with_name("consistency-models"), "train", "--data", "digits", "--steps", "3", "--out", tmp_path / "run")
     assert printed.count("the weights are in") == 1 and (tmp_path / "run" / "model.safetensors").is_file()
