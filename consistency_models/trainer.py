@@ -291,7 +291,8 @@ def _wrapped(accelerator, call:nn.Module) -> nn.Module:
     "A network wrapped for several processes, and for nothing else: the types are the loop's affair"
     own = vars(call).get("forward")
     wrapped = accelerator.prepare(call)
-    for name in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(call).pop(name, None)
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(call).pop(name, None)
     if own: call.forward = own
     return wrapped
 
@@ -438,7 +439,7 @@ def _update(self:Trainer, num_timesteps:int):
 # %% ../nbs/11_trainer.ipynb #7d41f0b2
 @patch
 def _note_faults(self:Trainer, losses:Tensor) -> tuple:
-    "Is a loss or a buffer not finite, or was the last gradient? A GPU sends an event with the answer"
+    "Is a loss or a buffer not finite, or was the last gradient? A GPU gives an event with it"
     fine = torch.zeros((), dtype=torch.bool, device=self.device)
     last = fine if self.bad_gradient is None else self.bad_gradient
     buffers = [b.isnan().any() for b in self.net.buffers() if b.is_floating_point()]
