@@ -23,12 +23,10 @@ def pseudo_huber_loss(
     "Pseudo-Huber distance of each sample: section 3.3 of Song & Dhariwal (2023)"
     _check_pair(input, target)
     values = math.prod(input.shape[1:])
-    c = 0.00054 * math.sqrt(values) if c is None else check_number(c, "c", 1e-30, 1e30)
-    error = (input.to(at_least_float32(input.dtype)) - target).reshape(len(input), values)
-    error = error.clamp(-torch.finfo(error.dtype).max, torch.finfo(error.dtype).max)
-    scale = error.detach().abs().amax(1, keepdim=True).clamp(min=c)
-    s, c = (error / scale).square().sum(1, keepdim=True), c / scale
-    distance = scale * s / ((s + c**2).sqrt() + c)
+    c = 0.00054 * math.sqrt(values) if c is None else check_number(c, "c", 0, above=True)
+    error = input.to(at_least_float32(input.dtype)) - target
+    s = error.reshape(len(input), values).square().sum(1)
+    distance = s / ((s + c**2).sqrt() + c)                  # sqrt(s + c^2) - c, without its cancellation
     return distance.reshape(-1, *(1,) * (input.ndim - 1)).to(input.dtype)
 
 # %% ../nbs/03_losses.ipynb #f5a5e8a9

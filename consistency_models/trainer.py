@@ -7,15 +7,22 @@ __all__ = ['shard_seed', 'data_order', 'learning_rate', 'RunOptions', 'Trainer',
            'finish_first', 'write_checkpoint', 'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch']
 
 # %% ../nbs/11_trainer.ipynb #bf387fbc
+import atexit
 import copy
 import hashlib
 import inspect
 import json
 import math
+import os
+import pprint
+import random
 import re
 import signal
+import tempfile
 import threading
 import time
+import warnings
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,15 +30,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from .losses import pseudo_huber_loss
 from .schedules import ema_decay_rate_schedule
 from .training import ImprovedConsistencyTraining
-from .utils import check_integer, check_number, pad_dims_like, update_ema_model_, write_whole
+from .utils import (
+    _check_same_layout, at_least_float32, check_integer, check_number, pad_dims_like, random_state, set_random_state,
+    update_ema_model_, write_whole)
 
 # %% ../nbs/11_trainer.ipynb #51c94bc7
 def shard_seed(
@@ -59,6 +69,33 @@ def data_order(
     epochs = range(start // n, (start + length - 1) // n + 1)
     return torch.cat([_epoch_order(n, e, seed)[places[places // n == e] % n] for e in epochs])
 
+# %% ../nbs/11_trainer.ipynb #94d7a2be
+def _seed_all(seed:int):
+    "Seed the global generators of PyTorch, NumPy and Python"
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+@contextmanager
+def _leave_generators(device:torch.device):
+    "Let the block draw what it likes; afterwards the global generators stand where they stood"
+    before = random_state(device), np.random.get_state(), random.getstate()
+    try: yield
+    finally:
+        set_random_state(before[0], device)
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+class _SeededSamples(Dataset):
+    "A data set whose samples are read under a seed of their own: the key is `(index, seed)`"
+    def __init__(self, data:Dataset): self.data = data
+
+    def __getitem__(self, key:tuple):
+        index, seed = key
+        with _leave_generators(torch.device("cpu")):
+            _seed_all(seed)
+            return self.data[index]
+
 # %% ../nbs/11_trainer.ipynb #884ca6ee
 def learning_rate(
     step:int, # $k$, from 0
@@ -75,7 +112,7 @@ def learning_rate(
 class RunOptions:
     "How a run is carried out; none of this is part of the method"
     seed: int = 0 # of everything random
-    precision: str = "no" # `"no"`, `"bf16"` or `"fp16"`
+    precision: str|None = None # `"no"`, `"bf16"` or `"fp16"`; what Accelerate was told, else `"no"`, if `None`
     channels_last: bool = False # memory layout that convolutions often prefer
     compile: bool = False # compile the network
     workers: int = 0 # processes that load data
@@ -105,7 +142,7 @@ class Trainer(RunOptions):
     optimizer: Callable = partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True) # from parameters to an optimiser
 
     def __post_init__(self):
-        self.step, self.fresh, self.thread = 0, True, None
+        self.step, self.fresh, self.busy, self.called, self.bad_gradient = 0, True, False, False, None
         self._check()
         self._prepare()
 
@@ -119,65 +156,194 @@ def _check(self:Trainer):
     self.learning_rate = check_number(self.learning_rate, "learning_rate", 0, above=True)
     self.ema_decay = check_number(self.ema_decay, "ema_decay", 0, 1)
     if self.clip_norm is not None: self.clip_norm = check_number(self.clip_norm, "clip_norm", 0, above=True)
-    if self.precision not in ("no", "bf16", "fp16"): raise ValueError(f"precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
-    if not isinstance(self.net, nn.Module): raise TypeError(f"net must be a torch module, got {type(self.net).__name__}")
+    self.precision = _chosen_precision(self.precision, self.accelerator)
+    _check_network(self.net)
     self.needs_teacher = "teacher_model" in inspect.signature(self.objective).parameters
     if self.needs_teacher and not hasattr(self.objective, "initial_timesteps"):
         raise ValueError("an objective with a teacher_model needs the attribute initial_timesteps, for the decay rate of the teacher's average")
-    if not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__"):
-        raise TypeError(f"data must be a dataset with a length, such as TensorDataset(x), got {type(self.data).__name__}")
+    if isinstance(self.data, IterableDataset) or not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__"):
+        raise TypeError(f"data must be a dataset with a length and numbered samples, such as TensorDataset(x), got {type(self.data).__name__}")
     if len(self.data) == 0: raise ValueError("data must hold at least one sample, got none")
+    if not callable(self.optimizer): raise TypeError(f"optimizer must make an optimiser from parameters, such as torch.optim.Adam, got {type(self.optimizer).__name__}")
     if self.tracker and not self.out: raise ValueError("a tracker needs a folder: give out=")
-    if self.out and Path(self.out).is_file(): raise ValueError(f"out must be a folder, but {self.out} is a file")
+    self.out = Path(self.out).expanduser() if self.out else None
+
+# %% ../nbs/11_trainer.ipynb #5c1e77ab
+def _chosen_precision(asked:str|None, accelerator=None) -> str:
+    "The precision asked for here, or else outside: by the accelerator, or by `accelerate launch`"
+    outside = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if accelerator: outside = accelerator.mixed_precision
+    chosen = outside if asked is None else asked
+    if chosen not in ("no", "bf16", "fp16"):
+        raise ValueError(f"precision must be 'no', 'bf16' or 'fp16', got {chosen!r}")
+    if chosen != outside and (accelerator or outside != "no"):
+        raise ValueError(f"precision is {chosen!r}, but Accelerate was told {outside!r}; "
+                         "leave one of them out")
+    return chosen
+
+def _check_network(net):
+    "Raise unless `net` is a network with weights to train"
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch module, got {type(net).__name__}")
+    if any(nn.parameter.is_lazy(t) for t in (*net.parameters(), *net.buffers())):
+        raise ValueError("net has lazy layers, whose shape is not known yet: call it once, "
+                         "as net(x, sigma), before it is trained")
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ValueError("net has no weights to train, or all are frozen, as from_pretrained "
+                         "returns them: call net.requires_grad_(True)")
+
+def _check_folder(folder:Path):
+    "Raise unless checkpoints can be written to a folder, which is made"
+    if folder.is_file(): raise ValueError(f"out must be a folder, but {folder} is a file")
+    inside = folder / "checkpoints"
+    try:
+        inside.mkdir(parents=True, exist_ok=True)
+        for part in (folder, inside): tempfile.TemporaryFile(dir=part).close()
+    except OSError as e:
+        raise ValueError(f"out must be a folder that can be written to, not {folder}: {e}") from e
+
+# %% ../nbs/11_trainer.ipynb #2ad86f90
+def _collate(items:list):
+    "One batch of samples, or an error in plain words"
+    try: return default_collate(items)
+    except TypeError as e:
+        raise TypeError("data must yield tensors x or pairs (x, label), no None and no pictures: "
+                        f"{e}") from e
+    except RuntimeError as e:
+        raise ValueError(f"all samples of data must have one shape and type: {e}") from e
+
+@patch
+def _check_batch(self:Trainer, batch):
+    "Raise unless a batch holds samples the network can take, and labels where they are needed"
+    x, *labels = batch if isinstance(batch, (tuple, list)) and batch else (batch,)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"data must yield tensors x or pairs (x, label), got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"data must be floating point, in [-1, 1], got {x.dtype}; "
+                        "for bytes that is x.float() / 127.5 - 1")
+    usable = {torch.float32, *(p.dtype for p in self.net.parameters())}
+    if self.precision != "no": usable |= {torch.float16, torch.bfloat16}
+    if x.dtype not in usable:
+        raise TypeError(f"data must have the type of the network's weights, got {x.dtype}: "
+                        "convert it with .float()")
+    if self.labels and not labels:
+        raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
+    if self.labels and not isinstance(labels[0], Tensor):
+        label = labels[0][0] if isinstance(labels[0], (tuple, list)) else labels[0]
+        raise TypeError(f"labels must be numbers, got {type(label).__name__}")
 
 # %% ../nbs/11_trainer.ipynb #45093ffc
 def new_accelerator(
-    precision:str="no", # `"no"`, `"bf16"` or `"fp16"`
+    precision:str|None=None, # `"no"`, `"bf16"` or `"fp16"`; what `accelerate launch` was told, else `"no"`, if `None`
     tracker:str|None=None, # such as `"tensorboard"`
     folder:str|Path|None=None, # where the tracker writes
 ): # an `accelerate.Accelerator`
-    "A new `Accelerator`, also where an earlier one in this program had another precision, which the library would refuse"
-    from accelerate import Accelerator
+    "A new `Accelerator` with a precision of its own; others in this program keep theirs"
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision: AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder)
+    from accelerate.utils import parse_flag_from_env
+    precision = _chosen_precision(precision)
+    _check_fp16(precision, PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device)
+    others = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(mixed_precision=precision, log_with=tracker, project_dir=folder and Path(folder).expanduser())
+        accelerator.state = copy.copy(accelerator.state)       # the library lets all share one
+    finally:
+        if others:
+            AcceleratorState._reset_state()
+            AcceleratorState._shared_state.update(others)
+    return accelerator
 
-def _check_accelerator(accelerator, precision:str, tracker:str|None):
+def _check_fp16(precision:str, device:torch.device):
+    "Raise if float16 would be computed on a CPU"
+    if precision == "fp16" and device.type == "cpu": raise ValueError("precision='fp16' needs a GPU; on a CPU take 'bf16' or 'no'")
+
+def _check_accelerator(accelerator, tracker:str|None):
     "Raise if an accelerator would not do what the trainer was asked for"
-    if accelerator.mixed_precision != precision:
-        raise ValueError(f"precision is {precision!r}, but that of the accelerator is {accelerator.mixed_precision!r}")
     if accelerator.gradient_accumulation_steps != 1: raise ValueError("leave the accumulation of gradients to the trainer: accumulate=")
     if tracker and not accelerator.log_with: raise ValueError(f"the tracker {tracker!r} is not installed")
 
 # %% ../nbs/11_trainer.ipynb #59f43642
 @patch
 def _prepare(self:Trainer):
-    "Make the averages, the optimiser and the wrapped network"
-    from accelerate.utils import extract_model_from_parallel
+    "Make the wrapped network, the averages and the optimiser"
     if self.accelerator is None: self.accelerator = new_accelerator(self.precision, self.tracker, self.out)
-    _check_accelerator(self.accelerator, self.precision, self.tracker)
-    self.device = self.accelerator.device
+    _check_accelerator(self.accelerator, self.tracker)
+    self.device, self.scaler = self.accelerator.device, copy.deepcopy(self.accelerator.scaler)
+    _check_fp16(self.precision, self.device)
+    if self.out and self.accelerator.is_main_process: _check_folder(self.out)
+    self.call = torch.compile(self.net) if self.compile and not hasattr(self.net, "_orig_mod") else self.net
+    self.net = getattr(self.net, "_orig_mod", self.net)         # the network itself, where it came compiled
     self.net.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format).train()
-    self.average = copy.deepcopy(self.net).eval().requires_grad_(False)
-    self.teacher = copy.deepcopy(self.net).requires_grad_(False) if self.needs_teacher else None
-    model = torch.compile(self.net) if self.compile else self.net
-    self.model, self.optim = self.accelerator.prepare(model, self.optimizer(self.net.parameters()))
-    extract_model_from_parallel(self.net, keep_fp32_wrapper=False)   # the precision is that of the loop, not of the network
-    for copied in filter(None, (self.average, self.teacher)): copied.load_state_dict(self.net.state_dict())   # now those of process 0
+    if self.workers == 0: self._check_batch(_collate([_SeededSamples(self.data)[0, self.seed]]))
+    self.model = _wrapped(self.accelerator, self.call)
+    self.average = _average_of(self.net).eval()
+    self.teacher = _average_of(self.net) if self.needs_teacher else None
+    self.optim = self.optimizer(self.net.parameters())
+    self.optimizer_facts = _optimizer_facts(self.net, self.optim)
     self.shards = self.accelerator.num_processes * self.accumulate
     self.levels = LossByLevel() if self.tracker else None
     if self.tracker: self.accelerator.init_trackers("logs")
 
+# %% ../nbs/11_trainer.ipynb #a90c3be4
+def _wrapped(accelerator, call:nn.Module) -> nn.Module:
+    "A network wrapped for several processes, and for nothing else: the types are the loop's affair"
+    own = vars(call).get("forward")
+    wrapped = accelerator.prepare(call)
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        vars(call).pop(name, None)
+    if own: call.forward = own
+    return wrapped
+
+def _average_of(net:nn.Module) -> nn.Module:
+    "A frozen copy of a network, with float32 in place of half precision"
+    held = [t for m in net.modules() for t in (*vars(m).values(), *m.buffers(recurse=False))]
+    computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    copied = copy.deepcopy(net, computed).requires_grad_(False)     # alone it refuses the computed
+    wide = lambda t: t.to(at_least_float32(t.dtype)) if t.is_floating_point() else t
+    return copied._apply(wide)
+
+class _WithWeights:
+    "A network called with the weights and buffers of its teacher, in the types of its own"
+    def __init__(self, call:nn.Module, teacher:nn.Module): self.call, self.teacher = call, teacher
+
+    def __call__(self, *args, **kwargs):
+        kept = dict((*self.teacher.named_parameters(), *self.teacher.named_buffers()))
+        weights = {}
+        for name, own in (*self.call.named_parameters(), *self.call.named_buffers()):
+            v = kept.get(name.removeprefix("_orig_mod."))       # the prefix of compiled networks
+            if v is not None and v.shape == own.shape: weights[name] = v.to(own.dtype, copy=True)
+        return torch.func.functional_call(self.call, weights, args, kwargs)
+
+    def __getattr__(self, name:str): return getattr(self.teacher, name)
+
+# %% ../nbs/11_trainer.ipynb #6b3f18d9
+_WAYS = ("fused", "foreach", "capturable", "differentiable")     # to compute the same
+
+def _text(value) -> str:
+    "A text that is the same for equal settings in any process: no places in memory, sets in order"
+    return re.sub(r" at 0x[0-9a-fA-F]+| with id=\d+", "", pprint.pformat(value, width=10**6))
+
+def _optimizer_facts(net:nn.Module, optim) -> dict:
+    "Class and settings of an optimiser and what its groups hold; not the rate, which the loop sets"
+    if not isinstance(optim, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must make a torch optimiser, got {type(optim).__name__}")
+    kind = type(optim).__qualname__
+    closure = inspect.signature(optim.step).parameters.get("closure")
+    if closure and closure.default is closure.empty:
+        raise TypeError(f"optimizer must step without a closure, which {kind} needs")
+    names, facts = {p: name for name, p in net.named_parameters()}, {"optimizer": kind}
+    for i, group in enumerate(optim.param_groups):
+        left_out = ("params", "lr", "initial_lr", *_WAYS)
+        settings = {k: _text(v) for k, v in group.items() if k not in left_out}
+        members = [(names.get(p, "?"), p.requires_grad) for p in group["params"]]
+        checksum = zlib.crc32(repr(members).encode())
+        settings["choice of parameters"] = f"{len(members)}, checksum {checksum:08x}"
+        facts |= {f"optimizer's {k} in group {i}": v for k, v in settings.items()}
+    return facts
+
 # %% ../nbs/11_trainer.ipynb #0aec64ee
-class _SeededSamples(Dataset):
-    "A data set whose samples are read under a seed of their own: the key is `(index, seed)`"
-    def __init__(self, data:Dataset): self.data = data
-
-    def __getitem__(self, key:tuple):
-        index, seed = key
-        torch.manual_seed(seed)
-        return self.data[index]
-
 def _leave_interrupts(worker:int):
     "Ctrl-C reaches every process of a terminal; the main one decides what to do"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -190,20 +356,27 @@ def _own_shards(self:Trainer) -> range:
     return range(first, first + self.accumulate)
 
 @patch
+def _keys(self:Trainer, step:int, shard:int) -> list[tuple]:
+    "The samples that a shard reads, each with its seed"
+    place = (step * self.shards + shard) * self.batch_size
+    order = data_order(len(self.data), place, self.batch_size, self.seed).tolist()
+    return [(i, shard_seed(self.seed, place + j, -2)) for j, i in enumerate(order)]
+
+@patch
 def _batches(self:Trainer) -> Iterator:
     "Batches of this process from the current step on"
     n, size = len(self.data), self.batch_size
-    places = ((k * self.shards + s) * size for k in range(self.step, self.steps) for s in self._own_shards())
-    if type(self.data) is TensorDataset: return (self.data[data_order(n, p, size, self.seed)] for p in places)
-    keys = ([(i, shard_seed(self.seed, p + j, -2)) for j, i in enumerate(data_order(n, p, size, self.seed).tolist())] for p in places)
-    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=keys, num_workers=self.workers, worker_init_fn=_leave_interrupts))
+    shards = ((k, s) for k in range(self.step, self.steps) for s in self._own_shards())
+    if type(self.data) is TensorDataset: return (self.data[data_order(n, (k * self.shards + s) * size, size, self.seed)] for k, s in shards)
+    return iter(DataLoader(_SeededSamples(self.data), batch_sampler=(self._keys(k, s) for k, s in shards), num_workers=self.workers, collate_fn=_collate,
+                           worker_init_fn=_leave_interrupts, generator=torch.Generator()))
 
 # %% ../nbs/11_trainer.ipynb #0051e8fd
 @patch
 def _to_device(self:Trainer, batch) -> tuple[Tensor, dict]:
     "The samples of a batch and the keyword arguments for the network, on the device"
+    self._check_batch(batch)
     x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
-    if self.labels and not labels: raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
     x = x.to(self.device, non_blocking=True)
     if self.channels_last and x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
     return x, {"class_labels": labels[0].to(self.device, non_blocking=True)} if self.labels else {}
@@ -214,16 +387,22 @@ def _shard(self:Trainer, batches:Iterator, shard:int):
     "The objective's output and the weighted loss of each sample, for one shard of the current step"
     seed = shard_seed(self.seed, self.step, shard)
     x, kwargs = self._to_device(next(batches))
-    torch.manual_seed(shard_seed(self.seed, self.step, -3 - shard))
-    models = (self.model, self.teacher) if self.needs_teacher else (self.model,)
-    with self.accelerator.autocast():
+    _seed_all(shard_seed(self.seed, self.step, -3 - shard))
+    models = (self.model, _WithWeights(self.call, self.teacher)) if self.needs_teacher else (self.model,)
+    with self._autocast():
         output = self.objective(*models, x, self.step, self.steps, generator=torch.Generator(self.device).manual_seed(seed), **kwargs)
     if output.next_sigmas is None: raise ValueError("objective must say which noise levels it drew: next_sigmas in its output")
     losses = self.loss(output.predicted.float(), output.target.float())
     if losses.ndim == 0 or len(losses) != len(x): raise ValueError(f"loss must return one value for each sample, got shape {tuple(losses.shape)}")
     losses = pad_dims_like(losses, x)
     if output.loss_weights is not None: losses = losses * output.loss_weights
-    return output, losses.flatten(1).mean(1)
+    return output, losses.reshape(len(x), -1).mean(1)
+
+@patch
+def _autocast(self:Trainer):
+    "The types in which this trainer computes"
+    dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+    return torch.autocast(self.device.type, dtype, enabled=self.precision != "no")
 
 # %% ../nbs/11_trainer.ipynb #5cd10fdc
 @patch
@@ -235,19 +414,83 @@ def _backward(self:Trainer, batches:Iterator) -> list:
         last = shard == shards[-1]
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             output, losses = self._shard(batches, shard)
-            self.accelerator.backward(losses.mean() / self.accumulate)
-        results.append((output, losses.detach()))
+            results.append((output, losses.detach()))
+            if last: noted = self._note_faults(torch.cat([l for _, l in results]))
+            mean = losses.mean() / self.accumulate
+            (self.scaler.scale(mean) if self.scaler else mean).backward()
+    self._stop_at_faults(*noted)
     return results
 
 @patch
 def _update(self:Trainer, num_timesteps:int):
     "One optimiser step, and what follows it"
+    _seed_all(shard_seed(self.seed, self.step, self.shards))         # for optimisers that draw
     for group in self.optim.param_groups: group["lr"] = learning_rate(self.step, self.steps, self.learning_rate, self.warmup, self.decay)
-    if self.clip_norm: self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip_norm)
-    self.optim.step()
+    if self.scaler: self.scaler.unscale_(self.optim)
+    if self.clip_norm: torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
+    if self.scaler:
+        self.scaler.step(self.optim)
+        self.scaler.update()
+    else: self.optim.step()
     update_ema_model_(self.average, self.net, min(self.ema_decay, (self.step + 1) / (self.step + 10)))
     if self.teacher is not None:
         update_ema_model_(self.teacher, self.net, ema_decay_rate_schedule(num_timesteps, 0.95, self.objective.initial_timesteps))
+
+# %% ../nbs/11_trainer.ipynb #7d41f0b2
+@patch
+def _note_faults(self:Trainer, losses:Tensor) -> tuple:
+    "Is a loss or a buffer not finite, or was the last gradient? A GPU gives an event with it"
+    fine = torch.zeros((), dtype=torch.bool, device=self.device)
+    last = fine if self.bad_gradient is None else self.bad_gradient
+    buffers = [b.isnan().any() for b in self.net.buffers() if b.is_floating_point()]
+    faults = torch.stack([~losses.isfinite().all(), torch.stack([fine, *buffers]).any(), last])
+    if self.accelerator.num_processes > 1: faults = self.accelerator.reduce(faults.float()) > 0
+    if self.device.type != "cuda": return faults, None
+    told, arrived = torch.empty(3, dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+    told.copy_(faults, non_blocking=True)
+    arrived.record()
+    return told, arrived
+
+@patch
+def _bad_gradient(self:Trainer) -> Tensor:
+    "Is a gradient not finite, although the loss is scaled down as far as it goes?"
+    gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+    values = [g._values() if g.is_sparse else g for g in gradients]
+    largest = torch._foreach_norm([v for v in values if v.numel()], math.inf)
+    bad = ~torch.stack([norm.float() for norm in largest]).isfinite().all()
+    return bad & (self.scaler.scale(torch.ones_like(largest[0])) <= 1) if self.scaler else bad
+
+@patch
+def _stop_at_faults(self:Trainer, told:Tensor, arrived):
+    "Raise if something is not finite; of a gradient a GPU, still at its backward pass, tells later"
+    bad = self._bad_gradient()
+    if arrived: arrived.synchronize()
+    loss, buffer, last = told.tolist()
+    if last: self._stop("gradient", self.step)
+    if loss: self._stop("loss", self.step + 1)
+    if buffer: self._stop("buffer of the network", self.step + 1)
+    if arrived: self.bad_gradient = bad
+    elif bad: self._stop("gradient", self.step + 1)
+
+@patch
+def _stop(self:Trainer, what:str, step:int):
+    "Raise an error that names the step, and the sample if the fault is in the data"
+    sample = self._faulty_sample()
+    hint = f"sample {sample} of the data holds nan or inf"
+    if sample is None:
+        hint = ("the data that this process read are finite; a smaller learning_rate, a clip_norm "
+                "or precision='no' may help")
+    raise ValueError(f"in step {step} a {what} is not finite, so training stops: {hint}")
+
+@patch
+def _faulty_sample(self:Trainer) -> int|None:
+    "The first sample of this step, on this process, that holds nan or inf"
+    samples = _SeededSamples(self.data)
+    keys = (key for shard in self._own_shards() for key in self._keys(self.step, shard))
+    for index, seed in keys:
+        item = samples[index, seed]
+        parts = item[:1 + self.labels] if isinstance(item, (tuple, list)) else (item,)
+        if not all(torch.as_tensor(part).isfinite().all() for part in parts): return index
 
 # %% ../nbs/11_trainer.ipynb #4ae9ac4a
 @dataclass
@@ -266,14 +509,29 @@ class TrainingState:
 # %% ../nbs/11_trainer.ipynb #9ba8597e
 @patch
 def _step(self:Trainer, batches:Iterator) -> TrainingState:
-    "One whole optimiser step"
-    results = self._backward(batches)
-    num_timesteps = results[0][0].num_timesteps
-    self._update(num_timesteps)
-    self.step += 1
+    "One whole optimiser step; an error in its first half leaves no trace"
+    with _leave_generators(self.device):
+        buffers = [(b, b.clone()) for b in self.net.buffers()]
+        try:
+            results = self._backward(batches)
+            if not self.called: self._check_still_same()
+        except BaseException:
+            with torch.no_grad():
+                for b, before in buffers: b.copy_(before)
+            raise
+        num_timesteps = results[0][0].num_timesteps
+        self._update(num_timesteps)
+    self.step, self.called = self.step + 1, True
     losses, sigmas = torch.cat([l for _, l in results]), torch.cat([o.next_sigmas for o, _ in results])
     return TrainingState(self.step, self.steps, losses.mean(), losses, sigmas, num_timesteps, self.optim.param_groups[0]["lr"],
                          self.batch_size * self.shards, self)
+
+@patch
+def _check_still_same(self:Trainer):
+    "Raise if the network's first call gave it weights or buffers that its average and the optimiser do not know"
+    try: _check_same_layout(self.average, self.net)
+    except ValueError as e:
+        raise ValueError(f"net made weights or buffers when it was first called; call it once, as net(x, sigma), before it is trained ({str(e).split(';')[0]})") from e
 
 # %% ../nbs/11_trainer.ipynb #564c9e9b
 @contextmanager
@@ -289,27 +547,84 @@ def finish_first():
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
         if pressed: signal.raise_signal(signal.SIGINT)
 
+# %% ../nbs/11_trainer.ipynb #1f93d5a7
+_LOCKS, _LOOPS = set(), weakref.WeakSet()
+
+@atexit.register
+def _close_loops():
+    "End the loops that a program leaves behind, while checkpoints can still be written"
+    for loop in [l for l in _LOOPS if not l.gi_running]: loop.close()
+
+def _leave_to_parent():
+    "A forked process holds none of its parent's locks and ends none of its loops"
+    for file in _LOCKS: file.close()
+    _LOOPS.clear()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_leave_to_parent)
+
+def _lock_file(file):
+    "Lock a file for this process, or raise an `OSError`"
+    try: import fcntl
+    except ImportError:                     # Windows
+        import msvcrt
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+@contextmanager
+def _only_writer(folder:Path):
+    "Raise if another run writes to a folder, else keep others out"
+    with open(folder / ".lock", "ab") as file:
+        try: _lock_file(file)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(f"another run writes to {folder}: end it (or close its loop) first, "
+                             "or choose another folder") from None
+        except OSError as e:
+            warnings.warn(f"no lock on {folder} ({e}): let no other run write there", stacklevel=2)
+        _LOCKS.add(file)
+        try: yield
+        finally: _LOCKS.discard(file)
+
+@patch
+@contextmanager
+def _alone(self:Trainer):
+    "Keep others from training this trainer, and from writing to its folder"
+    if self.busy:
+        raise ValueError("this trainer is already training, perhaps in another thread or cell: "
+                         "finish or close that loop first")
+    writes = self.out and self.accelerator.is_main_process
+    with _only_writer(self.out) if writes else nullcontext():
+        self.busy = True
+        try: yield
+        finally: self.busy = False
+
 # %% ../nbs/11_trainer.ipynb #26e61571
 @patch
 def train(self:Trainer) -> Iterator[TrainingState]:
     "Run the steps that are left, yielding after each; a checkpoint is written every so often, and at the end however it comes"
-    if self.out and self.fresh and self.checkpoints():
-        raise ValueError(f"{self.out} holds checkpoints of an earlier run: call resume() before train(), or choose another folder")
-    if self.thread not in (None, threading.current_thread()) and self.thread.is_alive():
-        raise ValueError("this trainer is training in another thread; stop that run first")
-    batches, saved, self.thread = self._batches(), self.step, threading.current_thread()
-    try:
-        while self.step < self.steps:
-            with finish_first(): state = self._step(batches)
-            if self.tracker: self._log(state)
-            if self.out and self.step % self.checkpoint_every == 0:
-                self.save()
-                saved = self.step
-            yield state
-    finally:
-        self.thread = None
-        if self.out and self.step > saved: self.save()
-        for tracker in self.accelerator.trackers: tracker.finish()
+    loop = self._loop()
+    _LOOPS.add(loop)
+    return loop
+
+@patch
+def _loop(self:Trainer) -> Iterator[TrainingState]:
+    "The generator that `train` returns"
+    with self._alone():
+        if self.out and self.fresh and self.checkpoints():
+            raise ValueError(f"{self.out} holds checkpoints of an earlier run: call resume() before train(), or choose another folder")
+        batches, saved = self._batches(), self.step
+        try:
+            while self.step < self.steps:
+                with finish_first(): state = self._step(batches)
+                if self.tracker: self._log(state)
+                if self.out and self.step % self.checkpoint_every == 0:
+                    self.save()
+                    saved = self.step
+                yield state
+            if self.bad_gradient is not None and self.bad_gradient: self._stop("gradient", self.step)
+        finally:
+            if self.out and self.step > saved:
+                with finish_first(): self.save()
+            for tracker in self.accelerator.trackers: tracker.finish()
 
 # %% ../nbs/11_trainer.ipynb #e049094d
 @patch
@@ -328,13 +643,21 @@ def _plain(values:dict) -> dict:
     return {k: v for k, v in values.items() if isinstance(v, (bool, int, float, str))}
 
 @patch
+def _check_weights(self:Trainer, tensors:dict[str, Tensor]):
+    "Raise if a weight is not finite, or anything else not a number (a mask may hold infinities)"
+    parts = {"net": self.net, "average": self.average, "teacher": self.teacher}
+    weights = {f"{part}.{k}" for part, module in parts.items() if module is not None for k, _ in module.named_parameters(remove_duplicate=False)}
+    for name, v in tensors.items():
+        if not (v.isfinite() if name in weights else ~v.isnan()).all():
+            raise ValueError(f"{name} is not finite after step {self.step}, so no checkpoint is written")
+
+@patch
 def _facts(self:Trainer) -> dict:
     "What describes a run: a checkpoint of one run must not continue another"
-    network = json.loads(json.dumps(getattr(self.net, "config", None), default=str))
-    return {"format": 2, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
-            "samples": len(self.data), "network": network, "objective": re.sub(" at 0x[0-9a-f]+", "", repr(self.objective)), "learning_rate": self.learning_rate,
-            "warmup": self.warmup, "decay": self.decay, "clip_norm": self.clip_norm, "ema_decay": self.ema_decay,
-            "precision": self.precision, "labels": self.labels}
+    return {"format": 3, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
+            "samples": len(self.data), "network": _text(getattr(self.net, "config", None)), "objective": _text(self.objective), "loss": _text(self.loss),
+            "learning_rate": self.learning_rate, "warmup": self.warmup, "decay": self.decay, "clip_norm": self.clip_norm,
+            "ema_decay": self.ema_decay, "precision": self.precision, "labels": self.labels} | self.optimizer_facts
 
 # %% ../nbs/11_trainer.ipynb #39e0627a
 def _checksum(tensors:dict[str, Tensor], facts:str) -> str:
@@ -361,7 +684,8 @@ def read_checkpoint(
 ) -> tuple[dict[str, Tensor], dict]: # its tensors and its facts
     "Read a checkpoint, or raise a `ValueError` if it is damaged or comes from elsewhere"
     from safetensors import SafetensorError, safe_open
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
+    path = Path(path).expanduser()
+    if not path.is_file(): raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         with safe_open(path, "pt") as f:
             tensors, notes = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
@@ -375,19 +699,25 @@ def read_checkpoint(
 @patch
 def checkpoints(self:Trainer) -> list[Path]:
     "The checkpoints in `out`, oldest first"
-    return sorted((Path(self.out) / "checkpoints").glob("[0-9]" * 9 + ".safetensors")) if self.out else []
+    return sorted((self.out / "checkpoints").glob("[0-9]" * 9 + ".safetensors")) if self.out else []
 
 @patch
 def save(self:Trainer):
     "Write a checkpoint of the current step and drop the oldest ones; only the main process writes"
     if not self.out: raise ValueError("there is no folder to save to: give out=")
-    self.fresh = False
-    if not self.accelerator.is_main_process: return
-    scaler, optimizer = getattr(self.accelerator, "scaler", None), self.optim.state_dict()
-    facts = self._facts() | {"step": self.step, "scaler": scaler.state_dict() if scaler else None,
-                             "optimizer": {"state": {i: _plain(v) for i, v in optimizer["state"].items()},
-                                           "param_groups": [_plain(group) for group in optimizer["param_groups"]]}}
-    write_checkpoint(Path(self.out) / "checkpoints" / f"{self.step:09}.safetensors", self._tensors(), facts)
+    with nullcontext() if self.busy else self._alone():
+        if self.accelerator.is_main_process: self._write()
+        self.fresh = False
+
+@patch
+def _write(self:Trainer):
+    "Write the checkpoint, and drop the oldest ones"
+    tensors, optimizer = self._tensors(), self.optim.state_dict()
+    self._check_weights(tensors)
+    facts = self._facts() | {"step": self.step, "scaler": self.scaler.state_dict() if self.scaler else None,
+                             "statistics": {"state": {i: _plain(v) for i, v in optimizer["state"].items()},
+                                            "param_groups": [_plain(group) for group in optimizer["param_groups"]]}}
+    write_checkpoint(self.out / "checkpoints" / f"{self.step:09}.safetensors", tensors, facts)
     for old in self.checkpoints()[:-self.keep]: old.unlink(missing_ok=True)
 
 # %% ../nbs/11_trainer.ipynb #2429d0a5
@@ -401,7 +731,7 @@ def _load_optimizer(self:Trainer, tensors:dict[str, Tensor], plain:dict):
         i, key = name.split(".")[1:]
         p = parameters[int(i)]
         state.setdefault(int(i), {})[key] = torch.empty_like(p, dtype=value.dtype).copy_(value) if value.shape == p.shape and p.ndim else value
-    groups = [own | saved for own, saved in zip(self.optim.state_dict()["param_groups"], plain["param_groups"])]
+    groups = [own | {k: v for k, v in saved.items() if k not in _WAYS} for own, saved in zip(self.optim.state_dict()["param_groups"], plain["param_groups"])]
     self.optim.load_state_dict({"state": state, "param_groups": groups})
 
 # %% ../nbs/11_trainer.ipynb #a859faef
@@ -412,13 +742,13 @@ def resume(self:Trainer) -> bool: # was there a checkpoint?
     path = self.checkpoints()[-1]
     tensors, facts = read_checkpoint(path)
     for name, here in self._facts().items():
-        if facts.get(name) != here: raise ValueError(f"{path} belongs to another run: its {name} is {facts.get(name)!r}, this trainer's is {here!r}")
+        if facts.get(name, here) != here: raise ValueError(f"{path} belongs to another run: its {name} is {facts.get(name)!r:.300}, this trainer's is {here!r:.300}")
     for part in ("net", "average") + ("teacher",) * self.needs_teacher:
         weights = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
         try: getattr(self, part).load_state_dict(weights)
         except RuntimeError as e: raise ValueError(f"{path} belongs to another network: {str(e).splitlines()[1].strip()}") from e
-    self._load_optimizer(tensors, facts["optimizer"])
-    if facts["scaler"]: self.accelerator.scaler.load_state_dict(facts["scaler"])
+    self._load_optimizer(tensors, facts["statistics"])
+    if facts["scaler"]: self.scaler.load_state_dict(facts["scaler"])
     self.step, self.fresh = facts["step"], False
     return True
 
@@ -439,9 +769,8 @@ class LossByLevel:
         "Take one training step into account"
         self.edges, self.total, self.weight = (t.to(state.losses.device) for t in (self.edges, self.total, self.weight))
         band = (torch.bucketize(state.next_sigmas.float(), self.edges) - 1).clamp(0, len(self.total) - 1)
-        seen = state.losses.isfinite()
-        self.total = (self.memory * self.total).index_add(0, band, torch.where(seen, state.losses, 0).float())
-        self.weight = (self.memory * self.weight).index_add(0, band, seen.float())
+        self.total = (self.memory * self.total).index_add(0, band, state.losses.float())
+        self.weight = (self.memory * self.weight).index_add(0, band, torch.ones_like(state.losses, dtype=torch.float32))
 
 # %% ../nbs/11_trainer.ipynb #e4ff3155
 @patch(as_prop=True)
@@ -451,10 +780,13 @@ def means(self:LossByLevel) -> Tensor:
 
 @patch
 def __str__(self:LossByLevel) -> str:
-    known = self.means[~self.means.isnan()].clamp(min=1e-12).log()
+    logs = self.means.clamp(min=1e-12).log()
+    known = logs[logs.isfinite()]
     low, high = (known.min(), known.max()) if len(known) else (torch.tensor(0.), torch.tensor(1.))
-    height = lambda m: "·" if m.isnan() else "▁▂▃▄▅▆▇█"[int(7 * ((m.clamp(min=1e-12).log() - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))]
-    return "".join(height(m) for m in self.means)
+    def height(log, seen):
+        if not log.isfinite(): return "!" if seen else "·"
+        return "▁▂▃▄▅▆▇█"[int(7 * ((log - low) / (high - low).clamp(min=1e-6)).clamp(0, 1))]
+    return "".join(height(log, seen) for log, seen in zip(logs, self.weight.tolist()))
 
 # %% ../nbs/11_trainer.ipynb #4790f0e9
 def progress(
@@ -527,5 +859,5 @@ def _log(self:Trainer, state:TrainingState, every:int=20):
     self.levels.update(state)
     if state.step % every and state.step != state.steps: return
     values = {"loss": self.accelerator.reduce(state.loss, "mean").item(), "num_timesteps": state.num_timesteps, "learning_rate": state.learning_rate}
-    bands = zip(self.levels.centres.tolist(), self.levels.means.tolist())
-    self.accelerator.log(values | {f"loss by noise level/{s:.3g}": m for s, m in bands if not math.isnan(m)}, step=state.step)
+    bands = zip(self.levels.centres.tolist(), self.levels.means.tolist(), self.levels.weight.tolist())
+    self.accelerator.log(values | {f"loss by noise level/{s:.3g}": m for s, m, seen in bands if seen}, step=state.step)

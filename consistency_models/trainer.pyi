@@ -14,13 +14,22 @@ def shard_seed(seed: int, step: int, shard: int) -> int:
 def data_order(n: int, start: int, length: int, seed: int=...) -> Tensor:
     ...
 
+class _SeededSamples(Dataset):
+    data: Dataset
+
+    def __init__(self, data: Dataset):
+        ...
+
+    def __getitem__(self, key: tuple):
+        ...
+
 def learning_rate(step: int, steps: int, peak: float=..., warmup: int=..., decay: bool=...) -> float:
     ...
 
 @dataclass(kw_only=True, eq=False)
 class RunOptions:
     seed: int = ...
-    precision: str = ...
+    precision: str | None = ...
     channels_last: bool = ...
     compile: bool = ...
     workers: int = ...
@@ -48,13 +57,18 @@ class Trainer(RunOptions):
     optimizer: Callable = ...
     step: Any = field(init=False)
     fresh: Any = field(init=False)
-    thread: Any = field(init=False)
+    busy: Any = field(init=False)
+    called: Any = field(init=False)
+    bad_gradient: Any = field(init=False)
     needs_teacher: Any = field(init=False)
     device: Any = field(init=False)
+    scaler: Any = field(init=False)
+    call: Any = field(init=False)
+    model: Any = field(init=False)
     average: Any = field(init=False)
     teacher: Any = field(init=False)
-    model: Any = field(init=False)
     optim: Any = field(init=False)
+    optimizer_facts: Any = field(init=False)
     shards: Any = field(init=False)
     levels: Any = field(init=False)
 
@@ -73,16 +87,20 @@ class Trainer(RunOptions):
     def resume(self) -> bool:
         ...
 
-def new_accelerator(precision: str=..., tracker: str | None=..., folder: str | Path | None=...):
+def new_accelerator(precision: str | None=..., tracker: str | None=..., folder: str | Path | None=...):
     ...
 
-class _SeededSamples(Dataset):
-    data: Dataset
+class _WithWeights:
+    call: nn.Module
+    teacher: nn.Module
 
-    def __init__(self, data: Dataset):
+    def __init__(self, call: nn.Module, teacher: nn.Module):
         ...
 
-    def __getitem__(self, key: tuple):
+    def __call__(self, *args, **kwargs):
+        ...
+
+    def __getattr__(self, name: str):
         ...
 
 @dataclass

@@ -191,7 +191,7 @@ def write_whole(
     content:bytes, # what to write
 ):
     "Write a file whole or not at all"
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as f:
@@ -208,22 +208,33 @@ def _sync_folder(path):
     finally: os.close(folder)
 
 # %% ../nbs/00_utils.ipynb #dbe0804b
-def _floating_and_other(model:nn.Module):
-    "The model's parameters and buffers as two dictionaries: floating (or complex) ones, and the rest"
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    floating = {k: v.detach() for k, v in tensors.items() if v.is_floating_point() or v.is_complex()}
-    return floating, {k: v for k, v in tensors.items() if k not in floating}
+def _saved_buffers(model:nn.Module) -> dict:
+    "The buffers that are saved with a model"
+    unsaved = {f"{part}.{name}".lstrip(".") for part, m in model.named_modules()
+               for name in m._non_persistent_buffers_set}
+    return {k: v for k, v in model.named_buffers() if k not in unsaved}
 
 # %% ../nbs/00_utils.ipynb #ead6a11c
 def _check_same_layout(ema_model:nn.Module, online_model:nn.Module):
-    "Raise a `ValueError` that names the first tensor in which the two models differ"
-    shapes = [{k: tuple(v.shape) for part in _floating_and_other(m) for k, v in part.items()}
+    "Raise a `ValueError` that names the first weight or saved buffer in which the two models differ"
+    shapes = [{k: tuple(v.shape) for k, v in (*m.named_parameters(), *_saved_buffers(m).items())}
               for m in (ema_model, online_model)]
     if shapes[0] == shapes[1]: return
     name = next(k for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k))
     raise ValueError(f"the models do not match: {name} has shape {shapes[0].get(name, 'none (it is missing)')} in "
                      f"ema_model and {shapes[1].get(name, 'none (it is missing)')} in online_model; make the average "
                      "with copy.deepcopy, and pass the bare network where one of them is wrapped (.module, ._orig_mod)")
+
+# %% ../nbs/00_utils.ipynb #3f8a21c6
+def _wide(ema_model:nn.Module, weights:dict) -> dict:
+    "The averages that are updated: the weights, or in half precision the float32 ones behind them"
+    kept = getattr(ema_model, "_wide_averages", {})
+    def wide(name, v):
+        fresh = v.to(at_least_float32(v.dtype))
+        if fresh.dtype == v.dtype: return v
+        known = kept.get(name, fresh).to(v.device)
+        return torch.where(known.to(v.dtype) == v, known, fresh)    # fresh where others set it
+    return {k: wide(k, v) for k, v in weights.items()}
 
 # %% ../nbs/00_utils.ipynb #deea50bd
 @torch.no_grad()
@@ -237,9 +248,18 @@ def update_ema_model_(
     for model, name in ((ema_model, "ema_model"), (online_model, "online_model")):
         if not isinstance(model, nn.Module): raise TypeError(f"{name} must be a torch module, got {type(model).__name__}")
     _check_same_layout(ema_model, online_model)
-    (ema, ema_rest), (online, online_rest) = _floating_and_other(ema_model), _floating_and_other(online_model)
-    if ema: torch._foreach_lerp_(list(ema.values()), [online[k].to(v) for k, v in ema.items()], 1 - decay)
-    for k, v in ema_rest.items(): v.copy_(online_rest[k])
+    online, buffers = dict(online_model.named_parameters()), dict(online_model.named_buffers())
+    weights = {k: v.detach() for k, v in ema_model.named_parameters()}
+    averaged = {k: v for k, v in weights.items() if v.is_floating_point() or v.is_complex()}
+    wide = _wide(ema_model, averaged)
+    news = [online[k].to(weights[k]).to(v.dtype) for k, v in wide.items()]
+    if wide: torch._foreach_lerp_(list(wide.values()), news, 1 - decay)
+    rounded = {k: v for k, v in wide.items() if v is not weights[k]}
+    if rounded: ema_model._wide_averages = rounded
+    for k, v in weights.items():
+        if wide.get(k) is not v: v.copy_(wide.get(k, online[k]))      # round, or copy whole numbers
+    for k, v in ema_model.named_buffers():
+        if k in buffers and v.shape == buffers[k].shape: v.copy_(buffers[k])
     return ema_model
 
 update_ema_model = update_ema_model_

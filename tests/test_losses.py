@@ -99,26 +99,16 @@ def test_pseudo_huber_sums_half_types_in_float32():
     assert pseudo_huber_loss(x, 0 * x, 1e-3).item() == 64
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_pseudo_huber_of_huge_finite_errors_is_no_nan(dtype):
-    """The square of 1e25 is beyond float32, its norm is not."""
-    x = torch.full((2, 4), 1e25, dtype=dtype, requires_grad=True)
-    loss = pseudo_huber_loss(x, torch.zeros(2, 4, dtype=dtype))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
+@pytest.mark.parametrize("bad", (math.nan, math.inf))
+def test_pseudo_huber_hides_no_fault(dtype, bad):
+    """A sample that is not finite has no distance and no gradient; the others do not notice."""
+    x, y = (v.requires_grad_() for v in pair((3, 4), dtype))
+    with torch.no_grad(): x[1, 2] = bad
+    loss = pseudo_huber_loss(x, y)
     loss.sum().backward()
-    assert not loss.isnan().any() and not x.grad.isnan().any()
-
-
-def test_pseudo_huber_of_the_largest_numbers_is_no_nan():
-    x = torch.full((1, 4), 3e38)
-    assert not pseudo_huber_loss(x, -x).isnan().any()
-
-
-def test_pseudo_huber_with_a_tiny_c_is_no_nan():
-    """The square of 1e-30 is zero in float32."""
-    x = torch.zeros(2, 3, requires_grad=True)
-    loss = pseudo_huber_loss(x, torch.zeros(2, 3), 1e-30)
-    loss.sum().backward()
-    assert not loss.isnan().any() and not x.grad.isnan().any()
+    assert not loss[1].isfinite() and not x.grad[1].isfinite().all() and not y.grad[1].isfinite().all()
+    assert loss[[0, 2]].isfinite().all() and x.grad[[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("shapes", (((4, 3), (4, 2)), ((4, 3), (3,)), ((4, 3), (4, 1)), ((4,), (4, 1)), ((), ())))

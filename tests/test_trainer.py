@@ -1,6 +1,9 @@
 """The trainer: resumed runs equal whole ones bit for bit, shards equal processes, and checkpoints are whole or refused."""
+import copy
+import gc
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -8,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -16,7 +21,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from consistency_models import (
     MLP,
@@ -28,8 +33,11 @@ from consistency_models import (
     UNet,
     data_order,
     finish_first,
+    from_pretrained,
     learning_rate,
+    new_accelerator,
     progress,
+    pseudo_huber_loss,
     read_checkpoint,
     shard_seed,
     two_moons,
@@ -197,6 +205,52 @@ def test_precision_can_change_within_a_program():
     for precision in ("no", "bf16", "no"): assert make(precision=precision).accelerator.mixed_precision == precision
 
 
+class Types(nn.Module):
+    """A linear network that notes in which types it computes"""
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(2, 2), set()
+
+    def forward(self, x, sigma):
+        y = self.layer(x)
+        self.seen.add(y.dtype)
+        return y
+
+
+def test_each_trainer_keeps_its_precision_whatever_others_are_made():
+    trainers = {p: make(net=Types, precision=p, objective=ConsistencyTraining(final_timesteps=20)) for p in ("no", "bf16", "no", "bf16")}
+    loops = [t.train() for t in trainers.values()]
+    with pytest.raises(ValueError, match="fp16"): make(precision="fp16")
+    for _ in range(3):
+        for loop in loops: next(loop)
+    assert trainers["no"].net.seen == {torch.float32} and trainers["bf16"].net.seen == {torch.bfloat16}
+    assert [trainers[p].accelerator.mixed_precision for p in ("no", "bf16")] == ["no", "bf16"]
+
+
+def test_an_accelerator_of_ones_own_is_left_as_it_is():
+    own = new_accelerator("bf16")
+    make(precision="no")
+    with pytest.raises(ValueError): make(precision="fp16")
+    assert own.mixed_precision == "bf16" and make(net=Types, accelerator=own).precision == "bf16"
+
+
+def test_precision_follows_the_launcher(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = run(make(net=Types, steps=1))
+    assert trainer.net.seen == {torch.bfloat16} and trainer.precision == trainer._facts()["precision"] == "bf16"
+    assert make(precision="bf16").precision == "bf16"
+    with pytest.raises(ValueError, match="'no', but Accelerate was told 'bf16'"): make(precision="no")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="precision must be .* got 'fp8'"): make()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert make(precision="bf16").precision == "bf16"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_float16_needs_a_gpu():
+    with pytest.raises(ValueError, match="fp16.*needs a GPU.*'bf16' or 'no'"): make(precision="fp16")
+
+
 class Pairs(Dataset):
     """The same digits as a dataset without a tensor behind it"""
     def __init__(self, x, y): self.x, self.y = x, y
@@ -310,22 +364,50 @@ def test_settings_that_cannot_be_kept_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="accumulate"): make(accelerator=Accelerator(gradient_accumulation_steps=4))
 
 
-def test_two_threads_do_not_train_one_trainer():
+def test_a_second_loop_of_a_trainer_is_refused_while_the_first_lives():
     trainer, told = make(steps=10_000), []
     states = trainer.train()
     next(states)
+    with pytest.raises(ValueError, match="already training"): next(trainer.train())
     def second():
         with pytest.raises(ValueError, match="another thread"): next(trainer.train())
         told.append(True)
     thread = threading.Thread(target=second)
     thread.start()
     thread.join()
-    assert told
+    assert told and next(states).step == 2
     states.close()
-    thread = threading.Thread(target=run, args=(trainer, 5))
+    assert run(trainer, 3).step == 3
+    states = trainer.train()
+    next(states)
+    states = trainer.train()          # the first one is gone now
+    assert next(states).step == 5
+    del states
+    thread = threading.Thread(target=run, args=(trainer, 7))
     thread.start()
     thread.join()
-    assert trainer.step == 5
+    assert trainer.step == 7
+
+
+def test_a_loop_that_failed_leaves_the_trainer_and_its_folder_free(tmp_path):
+    trainer = make(tmp_path, data=Failing(*digits_and_labels()), net=small_unet, labels=True, steps=4)
+    with pytest.raises(OSError): run(trainer)
+    assert run(trainer).step == 4
+
+
+def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path):
+    first = make(tmp_path / "run", checkpoint_every=5)
+    states = first.train()
+    for _ in range(7): next(states)
+    for path in (tmp_path / "run", str(tmp_path / "x" / ".." / "run")):
+        second = make(path)
+        with pytest.raises(ValueError, match="another run writes to .*run"): next(second.train())
+        with pytest.raises(ValueError, match="another run writes to .*run"): second.save()
+    first.save()
+    assert next(states).step == 8 and [p.stem for p in first.checkpoints()] == ["000000005", "000000007"]
+    del states                          # as a notebook forgets it
+    gc.collect()
+    assert second.resume() and second.step == 8 and same(run(second), run(make()))
 
 
 @pytest.mark.parametrize("around", [progress, lambda s: watch(s, None, every=10**6), lambda s: watch(progress(s), None, every=10**6)])
@@ -359,6 +441,63 @@ def test_augmentation_is_the_same_in_any_process_and_after_a_resume(tmp_path):
     assert resumed.resume() and resumed.step == 3 and same(whole, run(resumed))
 
 
+class Elsewhere(Dataset):
+    """Points that are moved by the generators of three libraries"""
+    def __len__(self): return 40
+    def __getitem__(self, i): return POINTS[i] + torch.tensor([np.random.rand(), random.random()]).float() + torch.rand(2)
+
+
+def generators(): return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+def test_what_samples_draw_elsewhere_is_the_same_in_any_process_and_after_a_resume(tmp_path):
+    def started(seed):
+        np.random.seed(seed)
+        random.seed(seed)
+        return seed
+    whole, loaded = ((started(w), run(make(data=Elsewhere(), steps=6, workers=w)))[1] for w in (0, 2))
+    assert same(whole, loaded)
+    run(make(tmp_path, data=Elsewhere(), steps=6), until=3)
+    resumed = make(tmp_path, data=Elsewhere(), steps=6, workers=2)
+    assert resumed.resume() and same(run(resumed), whole)
+    x = torch.cat([next(make(data=Elsewhere(), seed=s)._batches()) for s in (0, 1)])
+    assert len(x.unique(dim=0)) == 32
+
+
+class Restless(nn.Module):
+    """A network that draws from the generators of three libraries"""
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, sigma): return self.layer(x) * (np.random.rand() + random.random() + torch.rand(()))
+
+
+class NoisySGD(torch.optim.SGD):
+    """Adds noise to each step"""
+    def step(self, closure=None):
+        super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]: p.add_(torch.randn_like(p), alpha=1e-3 * np.random.rand() * random.random())
+
+
+@pytest.mark.parametrize("data, workers", [(None, 0), (Elsewhere(), 0), (Elsewhere(), 1)])
+def test_the_generators_of_the_program_are_left_as_they_were(data, workers):
+    net = Restless()
+    before = generators()
+    for _ in Trainer(net, data or TensorDataset(POINTS), steps=3, workers=workers, optimizer=NoisySGD).train(): assert generators() == before
+    assert generators() == before
+
+
+def test_networks_and_optimisers_that_draw_elsewhere_are_seeded_too(tmp_path):
+    settings = {"net": Restless, "optimizer": NoisySGD, "steps": 6}
+    run(make(tmp_path, **settings), until=3)
+    np.random.seed(1)
+    resumed = make(tmp_path, **settings)
+    assert resumed.resume() and same(run(resumed), run(make(**settings)))
+
+
 def test_augmentation_differs_from_sample_to_sample_and_step_to_step():
     data = Augmented(torch.zeros(4, 1, 8, 8), torch.zeros(4))
     batches = make(net=small_unet, data=data, labels=True, steps=2, batch_size=4)._batches()
@@ -372,6 +511,244 @@ def test_compiled_network_trains_the_same_weights():
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(weights(plain), weights(compiled)))
 
 
+class Dropped(nn.Module):
+    """A network in which what is dropped can be read off its answer"""
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drop = nn.Linear(2, 2), nn.Dropout(0.5)
+
+    def forward(self, x, sigma): return 1e4 * self.drop(torch.ones_like(x)) + self.layer(x)
+
+
+class Compared:
+    """Consistency training that notes how many of the values that student and teacher dropped agree"""
+    def __init__(self): self.inner, self.initial_timesteps, self.agreement = ConsistencyTraining(sigma_max=1e-2), 2, []
+
+    def __call__(self, student_model, teacher_model, x, *args, **kwargs):
+        def noting(model, answers): return lambda *a: answers.append(model(*a)) or answers[-1]
+        one, other = [], []
+        output = self.inner(noting(student_model, one), noting(teacher_model, other), x, *args, **kwargs)
+        self.agreement.append(((one[0] > 1e4) == (other[0] > 1e4)).float().mean().item())
+        assert 0.3 < (one[0] > 1e4).float().mean() < 0.7
+        return output
+
+
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")
+
+
+@pytest.mark.parametrize("how", ["plain", "bf16", "half", "channels last", pytest.param("compile", marks=COMPILER), pytest.param("compiled", marks=COMPILER),
+                                 pytest.param("in place", marks=COMPILER)])
+def test_student_and_teacher_drop_the_same(how):
+    def net():
+        made = Dropped().bfloat16() if how == "half" else Dropped()
+        if how == "in place": made.compile()
+        return torch.compile(made) if how == "compiled" else made
+    settings = {"bf16": {"precision": "bf16"}, "compile": {"compile": True}, "channels last": {"channels_last": True}}.get(how, {})
+    data = TensorDataset(POINTS.bfloat16() if how == "half" else POINTS)
+    trainer = run(make(net=net, data=data, objective=Compared(), batch_size=64, steps=3, **settings))
+    assert trainer.objective.agreement == [1.0] * 3
+
+
+# A fault stops the run
+
+def stopped(trainer):
+    """The message of a run that stops, after a look at its weights and checkpoints"""
+    before = None
+    with pytest.raises(ValueError) as error:
+        for _ in trainer.train(): before = [w.clone() for w in weights(trainer)]
+    assert all(torch.equal(a, b) for a, b in zip(weights(trainer), before or [w.clone() for w in weights(trainer)]))
+    for path in trainer.checkpoints(): assert all(v.isfinite().all() for v in read_checkpoint(path)[0].values())
+    return str(error.value)
+
+
+@pytest.mark.parametrize("objective", [ImprovedConsistencyTraining(final_timesteps=20), ConsistencyTraining(final_timesteps=20)])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_fault_in_the_data_stops_the_run_and_is_named(tmp_path, objective, bad):
+    points, place = POINTS.clone(), 16 * 12 + 3
+    index = data_order(500, place, 1).item()
+    points[index, 1] = bad
+    trainer = make(tmp_path, data=TensorDataset(points), objective=objective, checkpoint_every=5)
+    assert f"step 13 a loss is not finite" in (message := stopped(trainer)) and f"sample {index} of the data" in message
+    assert trainer.step == 12 and [p.stem for p in trainer.checkpoints()] == ["000000010", "000000012"]
+    again = make(tmp_path, objective=objective)
+    assert again.resume() and same(run(again), run(make(objective=objective)))
+
+
+def test_a_fault_in_a_data_set_read_sample_by_sample_is_named():
+    x, y = digits_and_labels()
+    x[data_order(64, 40, 1).item()] = torch.nan
+    assert f"sample {data_order(64, 40, 1).item()} of" in stopped(make(data=Pairs(x, y), net=small_unet, labels=True, steps=4))
+
+
+class Breaking(nn.Module):
+    """A network in which something is not finite the fifth time that it learns"""
+    def __init__(self, where):
+        super().__init__()
+        self.layer, self.norm, self.where, self.times = nn.Linear(2, 2), nn.BatchNorm1d(2), where, 0
+        self.register_buffer("count", torch.zeros(2))
+
+    def forward(self, x, sigma):
+        self.times += torch.is_grad_enabled()
+        y, bad = self.norm(self.layer(x)), self.times == 5
+        if bad and self.where == "buffer": self.count.fill_(torch.nan)
+        if bad and self.where == "gradient" and y.requires_grad: y.register_hook(lambda g: g * torch.nan)
+        return y * torch.inf if bad and self.where == "loss" else y
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "buffer"])
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 1.}, {"precision": "bf16"}, {"accumulate": 2}])
+def test_a_fault_in_the_network_stops_the_run_before_it_leaves_a_trace(tmp_path, where, settings):
+    trainer = make(tmp_path, net=lambda: Breaking(where), checkpoint_every=2, **settings)
+    assert f"step {-(-5 // settings.get('accumulate', 1))} a {where}" in stopped(trainer)
+    trainer.net.where = None
+    assert same(run(trainer), run(make(net=lambda: Breaking(None), **settings)))
+
+
+def test_a_loss_function_that_fails_stops_the_run():
+    def loss(a, b):
+        d = pseudo_huber_loss(a, b)
+        return torch.where(torch.arange(len(d))[:, None] == 3, torch.nan, d)      # no gradient of it is nan
+    assert "step 1 a loss" in stopped(make(loss=loss))
+
+
+def test_a_class_whose_embedding_is_broken_stops_the_run():
+    x, _ = digits_and_labels()
+    trainer = make(net=small_unet, data=TensorDataset(x, torch.arange(64) // 63), labels=True, steps=9)
+    with torch.no_grad(): next(m for m in trainer.net.modules() if isinstance(m, nn.Embedding)).weight[1] = torch.nan
+    place = next(p for p in range(64) if data_order(64, p, 1).item() == 63)
+    with pytest.raises(ValueError, match=f"step {place // 16 + 1} a loss"): run(trainer)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = make(tmp_path)
+    list(trainer.net.parameters())[2].data.view(-1)[0] = torch.inf
+    with pytest.raises(ValueError, match=r"net\..* is not finite after step 0"): trainer.save()
+    assert trainer.checkpoints() == []
+
+
+def test_a_mask_of_infinities_is_no_fault(tmp_path):
+    def masked():
+        net = MLP(width=16, depth=1)
+        net.register_buffer("mask", torch.full((3,), -torch.inf))
+        return net
+    run(make(tmp_path, net=masked, steps=2))
+
+
+# Averages
+
+class Wrapped(nn.Module):
+    """A layer as a network; with labels it ignores them"""
+    def __init__(self, layer=None):
+        super().__init__()
+        self.layer = layer or nn.Linear(2, 2)
+
+    def forward(self, x, sigma, class_labels=None): return self.layer(x.to(next(self.layer.parameters()).dtype)).to(x.dtype)
+
+
+BOTH = pytest.mark.parametrize("objective", [ImprovedConsistencyTraining(final_timesteps=20), ConsistencyTraining(final_timesteps=20)])
+
+
+@BOTH
+def test_an_average_of_a_spectral_norm_has_norm_one(objective):
+    trainer = run(make(net=lambda: Wrapped(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))), objective=objective, steps=300, learning_rate=0.01))
+    for copied in filter(None, (trainer.average, trainer.teacher)):
+        assert torch.linalg.matrix_norm(copied.eval().layer.weight, 2).item() == pytest.approx(1, abs=0.02)
+        assert all(torch.equal(a, b) for a, b in zip(copied.buffers(), trainer.net.buffers(), strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(2), lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+                                   lambda: nn.utils.weight_norm(nn.Linear(2, 2)), lambda: nn.utils.spectral_norm(nn.Linear(2, 2))])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_layers_with_more_than_weights_train_and_resume(tmp_path, objective, layer):
+    settings = {"net": lambda: Wrapped(layer()), "objective": objective, "steps": 8}
+    run(make(tmp_path, **settings), until=4)
+    resumed = make(tmp_path, **settings)
+    assert resumed.resume() and same(run(resumed), whole := run(make(**settings)))
+    assert all(torch.equal(a, b) for a, b in zip(whole.average.buffers(), whole.net.buffers()))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_of_a_network_in_half_precision_are_kept_in_float32(tmp_path, objective, dtype):
+    settings = {"net": lambda: Wrapped(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).to(dtype)), "objective": objective, "steps": 8}
+    run(make(tmp_path, **settings), until=4)
+    resumed = make(tmp_path, **settings)
+    assert resumed.resume() and same(run(resumed), whole := run(make(**settings)))
+    for copied in filter(None, (whole.average, whole.teacher)): assert {v.dtype for v in copied.parameters()} == {torch.float32}
+    assert {v.dtype for v in whole.net.parameters()} == {dtype}
+    assert ConsistencySamplingAndEditing()(whole.average, POINTS, [80.0]).isfinite().all()
+
+
+# Networks of others
+
+class Lazy(nn.Module):
+    """A network that makes a buffer when it is first called"""
+    def __init__(self, persistent):
+        super().__init__()
+        self.layer, self.persistent = nn.Linear(2, 2), persistent
+
+    def forward(self, x, sigma):
+        if not hasattr(self, "table"): self.register_buffer("table", torch.full((2,), 2.), persistent=self.persistent)
+        return self.layer(x) * self.table
+
+
+@BOTH
+def test_a_buffer_made_in_the_first_call_and_not_saved_is_no_obstacle(tmp_path, objective):
+    settings = {"net": lambda: Lazy(False), "objective": objective, "steps": 8}
+    run(make(tmp_path, **settings), until=4)
+    resumed = make(tmp_path, **settings)
+    assert resumed.resume() and same(run(resumed), whole := run(make(**settings)))
+    assert ConsistencySamplingAndEditing()(whole.average, POINTS, [80.0]).isfinite().all()
+
+
+def test_what_a_first_call_adds_for_good_is_refused_before_a_step():
+    trainer = make(net=lambda: Lazy(True))
+    before = trainer.net.layer.weight.clone()
+    with pytest.raises(ValueError, match="call it once, as net.x, sigma.*table"): run(trainer)
+    assert trainer.step == 0 and torch.equal(trainer.net.layer.weight, before)
+    run(make(net=lambda: trainer.net, steps=2))
+    with pytest.raises(ValueError, match="lazy layers.*call it once"): make(net=lambda: Wrapped(nn.LazyLinear(2)))
+
+
+@COMPILER
+def test_a_compiled_network_trains_and_resumes(tmp_path):
+    settings = {"net": lambda: torch.compile(MLP(width=16, depth=1)), "steps": 4}
+    run(make(tmp_path, **settings), until=2)
+    resumed = make(tmp_path, **settings)
+    assert resumed.resume() and same(run(resumed), whole := run(make(**settings))) and type(whole.average) is MLP
+
+
+class Config:
+    """A configuration whose text is its place in memory"""
+
+
+CONFIGS = [Config(), SimpleNamespace(inner=Config()), {(1, 2): {"x", "y"}, None: torch.ones(2), "f": len, "nan": float("nan"), 3: np.float32(2)}]
+CONFIGS[2]["self"] = CONFIGS[2]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["object", "namespace", "odd"])
+def test_a_network_with_any_configuration_can_be_resumed(tmp_path, config):
+    def net():
+        made = Wrapped()
+        made.config = copy.deepcopy(config)
+        return made
+    run(make(tmp_path, net=net), until=3)
+    assert make(tmp_path, net=net).resume()
+
+
+def test_a_frozen_network_is_refused_and_a_partly_frozen_one_keeps_its_part():
+    with pytest.raises(ValueError, match=r"requires_grad_\(True\)"): make(net=lambda: from_pretrained("digits"), data=TensorDataset(digits_and_labels()[0]))
+    def partly():
+        net = Wrapped(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+        net.layer[0].requires_grad_(False)
+        return net
+    trainer, start = make(net=partly, optimizer=partial(torch.optim.AdamW, weight_decay=0.1)), make(net=partly)
+    run(trainer)
+    for net in (trainer.net, trainer.average):
+        assert torch.equal(net.layer[0].weight, start.net.layer[0].weight) and not torch.equal(net.layer[1].weight, start.net.layer[1].weight)
+
+
 # Watching
 
 def test_loss_by_level_is_a_mean_in_each_band():
@@ -382,11 +759,12 @@ def test_loss_by_level_is_a_mean_in_each_band():
     assert len(str(losses)) == 4
 
 
-def test_an_endless_loss_is_left_out_of_the_means():
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_loss_that_is_not_finite_shows(bad):
     state, losses = next(make(batch_size=4).train()), LossByLevel()
-    state.losses[:2] = torch.tensor([torch.inf, torch.nan])
+    state.next_sigmas, state.losses = torch.tensor([0.003, 1., 1., 70.]), torch.tensor([1., bad, 2., 3.])
     losses.update(state)
-    assert not losses.means[~losses.means.isnan()].isinf().any() and losses.weight.sum() == 2 and len(str(losses)) == 10
+    assert str(losses) == "▁····!···█" and losses.weight.sum() == 4
 
 
 def test_progress_passes_every_state_on(capsys):
@@ -452,6 +830,51 @@ def test_files_of_others_in_the_folder_are_neither_read_nor_deleted(tmp_path):
     assert second.resume() and second.step == 5
     assert [p.stem for p in run(second).checkpoints()] == ["000000025", "000000030"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 5
+
+
+def grouped(parameters, **settings):
+    first, second, *others = parameters
+    return torch.optim.AdamW([{"params": [first, second], **settings}, {"params": others}])
+
+
+AdamW = torch.optim.AdamW
+
+
+@pytest.mark.parametrize("optimizer, named", [
+    (torch.optim.SGD, "optimizer is 'AdamW', this trainer's is 'SGD'"), (torch.optim.Adam, "optimizer is 'AdamW', this trainer's is 'Adam'"),
+    (partial(AdamW, betas=(0.8, 0.9)), "betas in group 0"), (partial(AdamW, weight_decay=0.5), "weight_decay in group 0"), (partial(AdamW, eps=1e-3), "eps in group 0"),
+    (partial(AdamW, amsgrad=True), "amsgrad in group 0"), (partial(AdamW, maximize=True), "maximize in group 0"), (grouped, "parameters in group 0"),
+    (lambda p: AdamW(list(p)[::-1]), "parameters in group 0"), (lambda p: AdamW(list(p)[:-1]), "parameters in group 0")])
+def test_another_optimiser_does_not_continue_a_run(tmp_path, optimizer, named):
+    run(make(tmp_path, optimizer=AdamW), until=3)
+    trainer = make(tmp_path, optimizer=optimizer)
+    with pytest.raises(ValueError, match=f"another run: its .*{named}"): trainer.resume()
+    assert trainer.step == 0 and same(trainer, make())
+
+
+def test_momentum_and_groups_belong_to_a_run(tmp_path):
+    run(make(tmp_path / "a", optimizer=partial(torch.optim.SGD, momentum=0.9)), until=3)
+    with pytest.raises(ValueError, match="momentum"): make(tmp_path / "a", optimizer=torch.optim.SGD).resume()
+    run(make(tmp_path / "b", optimizer=grouped), until=3)
+    with pytest.raises(ValueError, match="weight_decay in group 0 is '0.01', this trainer's is '0.0'"): make(tmp_path / "b", optimizer=partial(grouped, weight_decay=0.)).resume()
+
+
+@pytest.mark.parametrize("loss", [partial(pseudo_huber_loss, c=1.), lambda a, b: (a - b).square()])
+def test_another_loss_does_not_continue_a_run(tmp_path, loss):
+    run(make(tmp_path), until=3)
+    with pytest.raises(ValueError, match="its loss is '<function pseudo_huber_loss>'"): make(tmp_path, loss=loss).resume()
+    run(make(tmp_path / "own", loss=loss), until=3)
+    assert make(tmp_path / "own", loss=loss).resume()
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": partial(AdamW, fused=True)}, {"optimizer": partial(AdamW, foreach=True)}, {"channels_last": True},
+                                      {"workers": 1}, {"checkpoint_every": 7}, {"keep": 1}])
+def test_ways_of_computing_do_not_belong_to_a_run(tmp_path, settings):
+    run(make(tmp_path, optimizer=AdamW), until=3)
+    trainer = make(tmp_path, **{"optimizer": AdamW} | settings)
+    assert trainer.resume() and trainer.step == 3
+    assert bool(trainer.optim.param_groups[0]["fused"]) == ("fused" in str(settings))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights(run(trainer)), weights(run(make(optimizer=AdamW)))))
 
 
 def test_a_checkpoint_of_the_untrained_network_can_be_resumed(tmp_path):
@@ -639,6 +1062,41 @@ def test_ctrl_c_of_a_terminal_reaches_the_loop_and_not_its_loaders(tmp_path):
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
 
 
+ENDING = """
+import sys
+import torch
+from torch.utils.data import TensorDataset
+from consistency_models import MLP, Trainer, progress
+trainer = Trainer(MLP(width=8, depth=1), TensorDataset(torch.randn(64, 2)), steps=50, out=sys.argv[1])
+states = progress(trainer.train()) if sys.argv[2] == "progress" else trainer.train()
+for _ in range(3): next(states)
+"""
+
+
+@pytest.mark.parametrize("around", ["progress", "nothing"])
+def test_a_program_that_ends_within_a_loop_leaves_a_checkpoint(tmp_path, around):
+    (tmp_path / "ending.py").write_text(ENDING)
+    done = subprocess.run([sys.executable, tmp_path / "ending.py", tmp_path / "run", around], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Error" not in done.stderr and "xception" not in done.stderr, done.stderr
+    assert read_checkpoint(tmp_path / "run/checkpoints/000000003.safetensors")[1]["step"] == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills")
+def test_a_folder_is_taken_for_other_processes_and_free_once_its_run_is_killed(tmp_path):
+    """Also where loaders live on for a moment, which were forked from the run"""
+    (tmp_path / "loading.py").write_text(LOADING)
+    process = subprocess.Popen([sys.executable, tmp_path / "loading.py", tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "1\n"
+    trainer = make(tmp_path / "run")
+    with pytest.raises(ValueError, match="another run writes to"): next(trainer.train())
+    loaders = psutil.Process(process.pid).children(recursive=True)
+    for loader in loaders: loader.suspend()
+    process.kill()
+    process.wait()
+    assert next(trainer.train()).step == 1
+    for loader in loaders: loader.kill()
+
+
 def test_interrupt_saves_the_last_whole_step(program, tmp_path):
     process = start(program, str(tmp_path / "run"), 0.02)
     first_step(process)
@@ -762,6 +1220,33 @@ def test_two_processes_start_from_the_same_averages(tmp_path):
     assert len(ranks[0]) > 6 and all(torch.equal(a, b) for a, b in zip(*ranks, strict=True))
 
 
+FAULTY = """
+import json, sys
+import torch
+from torch.utils.data import TensorDataset
+from consistency_models import MLP, Trainer, data_order
+x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+index = data_order(64, 8 * (2 * 3 + 1) + 5, 1).item()          # step 4, second process
+x[index] = torch.nan
+trainer = Trainer(MLP(width=8, depth=1), TensorDataset(x), steps=6, batch_size=8, out=sys.argv[1], checkpoint_every=2)
+try:
+    for _ in trainer.train(): pass
+except ValueError as e: message = str(e)
+weights = [p.isfinite().all().item() for m in (trainer.net, trainer.average) for p in m.parameters()]
+found = {"step": trainer.step, "message": message, "finite": all(weights), "index": index}
+json.dump(found, open(f"{sys.argv[1]}/{trainer.accelerator.process_index}.json", "w"))
+"""
+
+
+def test_a_fault_that_one_process_meets_stops_all_in_the_same_step(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    on_two_processes(tmp_path / "faulty.py", tmp_path / "run")
+    first, second = (json.loads((tmp_path / f"run/{rank}.json").read_text()) for rank in (0, 1))
+    for found in (first, second): assert found["step"] == 3 and found["finite"] and "in step 4 a loss is not finite" in found["message"]
+    assert f"sample {second['index']} of the data" in second["message"] and "this process read are finite" in first["message"]
+    assert read_checkpoint(tmp_path / "run/checkpoints/000000003.safetensors")[1]["step"] == 3
+
+
 def test_the_command_line_trains_on_two_processes(tmp_path):
     printed = on_two_processes(Path(sys.executable).with_name("consistency-models"), "train", "--data", "digits", "--steps", "3", "--out", tmp_path / "run")
     assert printed.count("the weights are in") == 1 and (tmp_path / "run" / "model.safetensors").is_file()
@@ -789,6 +1274,84 @@ def test_objectives_that_do_not_say_enough_are_refused_before_a_step():
     trainer = make(objective=silent)
     with pytest.raises(ValueError, match="next_sigmas"): next(trainer.train())
     assert trainer.step == 0 and same(trainer, make())
+
+
+class Items(Dataset):
+    """Samples that a function makes"""
+    def __init__(self, item): self.item = item
+    def __len__(self): return 40
+    def __getitem__(self, i): return self.item(i)
+
+
+class Stream(IterableDataset):
+    def __len__(self): return 40
+    def __iter__(self): return iter(POINTS)
+
+
+@pytest.mark.parametrize("item, settings, error", [
+    (lambda i: {"x": POINTS[i]}, {}, "data must yield tensors x or pairs .* got dict"), (lambda i: "text", {}, "got str"), (lambda i: (), {}, "data must yield"),
+    (lambda i: None, {}, "data must yield .*None"), (lambda i: (POINTS[i], None), {}, "data must yield .*None"),
+    (lambda i: POINTS[i].double(), {}, r"float64: convert it with .float\(\)"), (lambda i: POINTS[i].double().numpy(), {}, "float64: convert"), (lambda i: 0.5, {}, "float64: convert"),
+    (lambda i: POINTS[i].half(), {}, "float16: convert"), (lambda i: POINTS[i].byte(), {}, r"floating point, in \[-1, 1\], got torch.uint8; .*127.5"), (lambda i: i, {}, "int64"),
+    (lambda i: (POINTS[i], "cat"), {"labels": True}, "labels must be numbers, got str"), (lambda i: (POINTS[i], {"a": 1}), {"labels": True}, "labels must be numbers, got dict")])
+def test_samples_that_cannot_be_used_are_refused_at_the_start(item, settings, error):
+    with pytest.raises(TypeError, match=error): make(net=Wrapped, data=Items(item), **settings)
+    with pytest.raises(TypeError, match=error): next(make(net=Wrapped, data=Items(item), workers=1, **settings).train())
+
+
+def test_other_data_and_optimisers_that_cannot_be_used_are_refused_at_the_start():
+    with pytest.raises(TypeError, match="float64: convert"): make(data=TensorDataset(POINTS.double()))
+    with pytest.raises(TypeError, match="length and numbered samples.* got Stream"): make(data=Stream())
+    with pytest.raises(ValueError, match="one shape"): run(make(net=Wrapped, data=Items(lambda i: torch.zeros(1 + i % 2))))
+    with pytest.raises(TypeError, match="without a closure, which LBFGS needs"): make(optimizer=torch.optim.LBFGS)
+    with pytest.raises(TypeError, match="optimizer must make an optimiser from parameters.* got SGD"): make(optimizer=torch.optim.SGD([nn.Parameter(torch.ones(1))]))
+    with pytest.raises(TypeError, match="must make a torch optimiser, got list"): make(optimizer=list)
+
+
+@pytest.mark.parametrize("item, settings", [(lambda i: POINTS[i].numpy(), {}), (lambda i: [POINTS[i], 1], {"labels": True}), (lambda i: (POINTS[i], "cat"), {}),
+                                            (lambda i: POINTS[i].half(), {"precision": "bf16"})])
+def test_samples_of_other_types_train(item, settings):
+    assert run(make(net=Wrapped, data=Items(item), steps=2, **settings)).step == 2
+
+
+def test_a_network_in_float64_trains_on_data_in_float64():
+    assert {p.dtype for p in run(make(net=lambda: Wrapped().double(), data=TensorDataset(POINTS.double()), steps=2)).average.parameters()} == {torch.float64}
+
+
+class Line(nn.Module):
+    """A network for numbers"""
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, sigma): return self.slope * x
+
+
+@pytest.mark.parametrize("data", [TensorDataset(POINTS[:, 0]), Items(lambda i: POINTS[i, 0])])
+@pytest.mark.parametrize("objective", [ImprovedConsistencyTraining(final_timesteps=20), ConsistencyTraining(final_timesteps=20)])
+def test_samples_of_one_number_train(data, objective):
+    states = list(make(net=Line, data=data, objective=objective, steps=5).train())
+    assert states[-1].losses.shape == (16,) and states[-1].trainer.net.slope != 1
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/run", "/dev/null", *["/proc/nope"] * sys.platform.startswith("linux")])
+@pytest.mark.skipif(os.name == "nt", reason="folders of Unix")
+def test_a_folder_that_cannot_be_written_to_is_noticed_at_the_start(folder):
+    with pytest.raises(ValueError, match=f"out must be a folder.* {folder}"): make(folder)
+
+
+def test_a_folder_whose_checkpoints_are_a_file_is_noticed_at_the_start(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(ValueError, match="out must be a folder"): make(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    trainer = run(make("~/run", steps=2))
+    assert trainer.checkpoints() == [tmp_path / "run/checkpoints/000000002.safetensors"] and make("~/run", steps=2).resume()
+    write_checkpoint("~/one.safetensors", {"x": torch.ones(1)}, {})
+    assert (tmp_path / "one.safetensors").is_file() and read_checkpoint("~/one.safetensors")[1] == {} and not (tmp_path / "~").exists()
 
 
 def test_labels_must_be_there():

@@ -465,7 +465,7 @@ def test_average_is_decay_times_old_plus_the_rest_of_new(decay):
 def test_average_is_exactly_a_lerp(decay):
     average, online = Mixed(), Mixed()
     old, new = tensors(average), tensors(online)
-    expected = {k: torch.lerp(v, new[k], 1 - decay) for k, v in old.items() if v.is_floating_point()}
+    expected = {k: torch.lerp(old[k], new[k], 1 - decay) for k, _ in average.named_parameters()}
     after = tensors(update_ema_model_(average, online, decay))
     assert all(torch.equal(after[k], v) for k, v in expected.items())
 
@@ -495,12 +495,53 @@ def test_average_copies_integer_and_boolean_buffers():
     assert average.net[1].num_batches_tracked == 1 and torch.equal(average.flags, online.flags)
 
 
-def test_average_moves_floating_buffers_also_those_not_saved():
+def test_average_copies_floating_buffers_also_those_not_saved():
     average, online = Mixed(), Mixed()
     online.net(gaussian(8, 3))
-    expected = 0.5 * (average.table + online.table), 0.5 * online.net[1].running_mean
     update_ema_model_(average, online, 0.5)
-    assert torch.allclose(average.table, expected[0]) and torch.allclose(average.net[1].running_mean, expected[1])
+    assert torch.equal(average.table, online.table) and torch.equal(average.net[1].running_mean, online.net[1].running_mean)
+
+
+def test_average_of_a_spectral_norm_keeps_norm_one():
+    online = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    average = copy.deepcopy(online)
+    for i in range(400):
+        with torch.no_grad(): online.parametrizations.weight.original.add_(0.1 * gaussian(4, 4, seed=i))
+        online(torch.zeros(1, 4))
+        update_ema_model_(average, online, 0.9)
+    assert torch.linalg.matrix_norm(average.eval().weight, 2).item() == pytest.approx(1, abs=0.1)
+
+
+def test_a_scratch_buffer_that_only_one_model_has_is_no_difference():
+    average, online = nn.Linear(2, 2), nn.Linear(2, 2)
+    online.register_buffer("scratch", torch.ones(3), persistent=False)
+    update_ema_model_(average, online, 0)
+    average.register_buffer("scratch", torch.zeros(5), persistent=False)
+    update_ema_model_(average, online, 0)
+    assert torch.equal(average.weight, online.weight) and average.scratch.shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_averages_in_half_precision_arrive(dtype):
+    """Each update is smaller than the rounding; it must not be lost, nor when the average is copied or loaded on the way."""
+    average, online = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.constant_(average.weight, 1.)
+    nn.init.constant_(online.weight, 1.2)
+    average, online = average.to(dtype), online.to(dtype)
+    for step in range(20_000):
+        average = update_ema_model_(average, online, 0.9995)
+        if step == 2000: average = copy.deepcopy(average)
+        if step == 4000: average.load_state_dict({k: v.clone() for k, v in average.state_dict().items()})
+    assert average.weight.dtype == dtype and average.weight.item() == pytest.approx(1.2, abs=0.005)
+    assert set(average.state_dict()) == {"weight"}
+
+
+def test_an_average_in_half_precision_follows_what_is_loaded_into_it():
+    average, online = nn.Linear(2, 2).bfloat16(), nn.Linear(2, 2).bfloat16()
+    update_ema_model_(average, online, 0.9)
+    average.load_state_dict({k: torch.full_like(v, 3.) for k, v in average.state_dict().items()})
+    update_ema_model_(average, online, 1)
+    assert torch.equal(average.weight, torch.full_like(average.weight, 3.))
 
 
 @pytest.mark.parametrize("kinds", [
