@@ -568,7 +568,7 @@ def test_a_fault_in_the_data_stops_the_run_and_is_named(tmp_path, objective, bad
     index = data_order(500, place, 1).item()
     points[index, 1] = bad
     trainer = make(tmp_path, data=TensorDataset(points), objective=objective, checkpoint_every=5)
-    assert f"step 13 a loss is not finite" in (message := stopped(trainer)) and f"sample {index} of the data" in message
+    assert "step 13 a loss is not finite" in (message := stopped(trainer)) and f"sample {index} of the data" in message
     assert trainer.step == 12 and [p.stem for p in trainer.checkpoints()] == ["000000010", "000000012"]
     again = make(tmp_path, objective=objective)
     assert again.resume() and same(run(again), run(make(objective=objective)))
@@ -1291,7 +1291,8 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("item, settings, error", [
     (lambda i: {"x": POINTS[i]}, {}, "data must yield tensors x or pairs .* got dict"), (lambda i: "text", {}, "got str"), (lambda i: (), {}, "data must yield"),
     (lambda i: None, {}, "data must yield .*None"), (lambda i: (POINTS[i], None), {}, "data must yield .*None"),
-    (lambda i: POINTS[i].double(), {}, r"float64: convert it with .float\(\)"), (lambda i: POINTS[i].double().numpy(), {}, "float64: convert"), (lambda i: 0.5, {}, "float64: convert"),
+    (lambda i: POINTS[i].double(), {}, r"float64: convert it with .float\(\)"), (lambda i: POINTS[i].double().numpy(), {}, "float64: convert"),
+    (lambda i: 0.5, {}, "float64: convert"),
     (lambda i: POINTS[i].half(), {}, "float16: convert"), (lambda i: POINTS[i].byte(), {}, r"floating point, in \[-1, 1\], got torch.uint8; .*127.5"), (lambda i: i, {}, "int64"),
     (lambda i: (POINTS[i], "cat"), {"labels": True}, "labels must be numbers, got str"), (lambda i: (POINTS[i], {"a": 1}), {"labels": True}, "labels must be numbers, got dict")])
 def test_samples_that_cannot_be_used_are_refused_at_the_start(item, settings, error):
