@@ -33,10 +33,10 @@ from .utils import check_integer, default_device, image_grid, show_images, use_s
 
 # %% ../nbs/14_cli.ipynb #3b0d03fe
 RECIPES = {
-    "digits": dict(channels=(32, 64), patch=1, steps=2000, batch_size=64, learning_rate=2e-3, final_timesteps=40, ema_decay=0.99, precision="no"),
+    "digits": dict(channels=(32, 64), patch=1, steps=2000, batch_size=64, learning_rate=2e-3, final_timesteps=40, ema_decay=0.99, precision=None),
     "MNIST": dict(channels=(48, 96), patch=2, steps=24_000, batch_size=64, learning_rate=1e-3, final_timesteps=80, ema_decay=0.999, precision="bf16"),
     "shapes": dict(channels=(48, 96), patch=2, steps=12_000, batch_size=64, learning_rate=1e-3, final_timesteps=80, ema_decay=0.999, precision="bf16"),
-    "images": dict(channels=(64, 128), patch=2, steps=24_000, batch_size=64, learning_rate=1e-3, final_timesteps=80, ema_decay=0.999, precision="no"),
+    "images": dict(channels=(64, 128), patch=2, steps=24_000, batch_size=64, learning_rate=1e-3, final_timesteps=80, ema_decay=0.999, precision=None),
 }
 
 def recipe_for(
@@ -147,7 +147,7 @@ def train(
     batch_size:int=None, # images in a step of one process
     learning_rate:float=None, # peak of the learning rate
     final_timesteps:int=None, # noise levels at the end; must fit the number of steps
-    precision:str=None, # no, bf16 or fp16
+    precision:str=None, # no, bf16 or fp16; that of the recipe, else that of accelerate launch, if not given
     size:int=None, # width and height of the images
     root:str="data", # where torchvision's files are, or go
     tracker:str=None, # such as tensorboard
@@ -170,7 +170,7 @@ def _save_run(trainer:Trainer, out:str, given:dict, recipe:dict):
     options = [part for k, v in given.items() if v is not None for part in (f"--{k.replace('_', '-')}", str(v))]
     command = shlex.join(["consistency-models", "train", *options])
     save_pretrained(trainer.average, out, title=f"A consistency model of {given['data']}", shape=describe(trainer.data)["shape"],
-                    recipe={"command": command, "data": given["data"], "seed": given["seed"], "processes": trainer.accelerator.num_processes} | {k: str(v) for k, v in recipe.items()})
+                    recipe={"command": command, "data": given["data"], "seed": given["seed"], "processes": trainer.accelerator.num_processes} | {k: str(v) for k, v in (recipe | {"precision": trainer.precision}).items()})
     print(f"the weights are in {out}/model.safetensors")
 
 # %% ../nbs/14_cli.ipynb #d04d882b

@@ -1,4 +1,5 @@
 """The command line: every command does its work, says no in one line, and returns the right exit code."""
+import json
 import os
 import re
 import signal
@@ -422,3 +423,9 @@ def test_training_goes_on_from_trained_weights(tmp_path, capsys):
     save_pretrained(MLP(width=8, depth=1), tmp_path / "points")
     assert main(["train", "--start", str(tmp_path / "points"), "--out", str(tmp_path / "mlp")]) == 1
     assert "does not fit the data: its in_channels is None" in capsys.readouterr().err
+
+
+def test_training_follows_the_precision_of_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert main(["train", "--data", "digits", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["notes"]["recipe"]["precision"] == "bf16"
