@@ -4,9 +4,9 @@ BIN := .venv/bin
 
 .PHONY: help demo test lab app export benchmarks gpu clean
 
-# Threads that wait for each other give way soon, which a crowded machine needs; torch reads it when it is imported.
-GOMP_SPINCOUNT ?= 1000
-export GOMP_SPINCOUNT
+# Threads that wait for each other give way soon, which a crowded machine needs; OpenMP reads it when torch is imported.
+# Not for app and lab: after the pause between two moves of a slider the threads would have to be woken for each operation.
+demo test gpu: export GOMP_SPINCOUNT ?= 1000
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
