@@ -12,7 +12,7 @@ def parser(doc, name):
     """A parser with the options that every benchmark has; results go to `results/NAME.json` beside this file"""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch on the CPU")
-    made.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"{name}.json", help="file for the results")
+    made.add_argument("--out", type=lambda path: Path(path).expanduser(), default=Path(__file__).parent / "results" / f"{name}.json", help="file for the results")
     return made
 
 

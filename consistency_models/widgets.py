@@ -41,13 +41,18 @@ from .parameterization import input_scaling, noise_conditioning, output_scaling,
 from .pretrained import from_pretrained
 from .sampling import ConsistencySamplingAndEditing
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
-from .trainer import LossByLevel, TrainingState
+from .trainer import LossByLevel, Trainer, TrainingState, _close
 from .training import exact_consistency_function
-from .utils import default_device, image_grid, to_png, use_style
+from .utils import check_integer, default_device, image_grid, to_png, use_style
 
 # %% ../nbs/13_widgets.ipynb #68ac444b
 _WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
 <span style="opacity: 0; animation: cm-appear 0s 0.3s forwards">working …</span>"""
+
+def _complaint(error:Exception) -> str:
+    "What went wrong, as HTML"
+    text = html.escape(str(error) or type(error).__name__)
+    return f'<pre style="color:#b00020; white-space:pre-wrap">{text}</pre>'
 
 def _row(parts) -> ipywidgets.Box:
     "Widgets beside each other, on several lines where the page is narrow"
@@ -84,14 +89,15 @@ def refresh(self:Live, change=None):
     try:
         self.picture.value = self.draw(**self.values())
         self.message.value = ""
-    except KeyboardInterrupt: self.message.value = "stopped"
+    except KeyboardInterrupt:
+        self.message.value = "stopped"
+        raise
     except Exception as e: self.say(e)     # nobody else would show it
 
 @patch
 def say(self:Live, error:Exception):
     "Write what went wrong below the picture"
-    text = html.escape(str(error) or type(error).__name__)
-    self.message.value = f'<pre style="color:#b00020; white-space:pre-wrap">{text}</pre>'
+    self.message.value = _complaint(error)
 
 @patch
 @contextmanager
@@ -107,8 +113,9 @@ def hold(self:Live):
 def close(self:Live):
     "Close all parts and release what the drawing function holds"
     def parts(widget): return [widget, *(p for child in getattr(widget, "children", ()) for p in parts(child))]
-    for control in self.controls.values(): control.unobserve_all()
-    for part in parts(self)[1:]: part.close()
+    for part in parts(self)[1:]:
+        part.unobserve_all()
+        part.close()
     self.draw = None
     ipywidgets.VBox.close(self)
 
@@ -130,8 +137,8 @@ def sample_steps(
 
 def _class_labels(net, label:int, n:int) -> dict:
     "Keyword arguments for a network with or without classes"
-    classes = net.config["num_classes"]
-    if classes is None: return {}
+    classes = _num_classes(net)
+    if not classes: return {}
     return {"class_labels": (torch.arange(n) % classes if label < 0 else torch.full((n,), label)).to(next(net.parameters()).device)}
 
 # %% ../nbs/13_widgets.ipynb #f4cb8b75
@@ -191,8 +198,15 @@ def load_model(
 ):
     "A network for the widgets"
     net = model if isinstance(model, torch.nn.Module) else from_pretrained(model)
-    if "shape" not in getattr(net, "notes", {}): raise ValueError("the model does not say the shape of its samples; save it with save_pretrained(..., shape=...)")
-    return net.to(device or default_device())
+    shape = getattr(net, "notes", {}).get("shape", ())
+    if len(shape) != 3:
+        raise ValueError("the model must say the shape of its images, channels, height and width, in its notes; "
+                         f"save it with save_pretrained(..., shape=...), got {list(shape)}")
+    return net.to(device or default_device()).eval()
+
+def _num_classes(net) -> int:
+    "How many classes a network knows, 0 without"
+    return getattr(net, "config", {}).get("num_classes") or 0
 
 def _level_slider(name:str, value:float, low:float=0.02, high:float=80.):
     "A slider for a noise level, with equal steps in its logarithm that end exactly at `high`"
@@ -202,8 +216,7 @@ def _level_slider(name:str, value:float, low:float=0.02, high:float=80.):
 
 def _label_menu(net):
     "A menu of the classes"
-    classes = net.config["num_classes"] or 0
-    return ipywidgets.Dropdown(options=[("each in turn", -1)] + [(str(i), i) for i in range(classes)], description="class")
+    return ipywidgets.Dropdown(options=[("each in turn", -1)] + [(str(i), i) for i in range(_num_classes(net))], description="class")
 
 # %% ../nbs/13_widgets.ipynb #82296375
 def sampling_explorer(
@@ -473,7 +486,7 @@ def example_images(
     elif data == "shapes": x, y = colour_shapes(n, shape[1], torch.Generator().manual_seed(7))
     else:
         x = sample_steps(net, n, (80., 0.8), seed=7)[-1][2]
-        y = torch.arange(n) % net.config["num_classes"] if net.config["num_classes"] else torch.full((n,), -1)
+        y = torch.arange(n) % _num_classes(net) if _num_classes(net) else torch.full((n,), -1)
     return x.to(next(net.parameters()).device), y.tolist()
 
 def read_upload(
@@ -486,6 +499,8 @@ def read_upload(
     return read_image(content, *shape)[None]
 
 # %% ../nbs/13_widgets.ipynb #89c1972c
+_FIRST = {"stroke to image": 1., "denoise": 1.}     # the first level of a task; more noise would leave nothing of the picture
+
 class EditingExplorer(Live):
     "Paint, choose a task, see the results"
     def __init__(self, net, task:str):
@@ -500,7 +515,7 @@ class EditingExplorer(Live):
         offered = [t for t in TASKS if t != "colourise" or self.shape[0] == 3]
         controls = {
             "task": ipywidgets.Dropdown(options=offered, value=task, description="task"), "label": _label_menu(net),
-            "first": _level_slider("first σ", 1. if task in ("stroke to image", "denoise") else 80., 0.1),
+            "first": _level_slider("first σ", _FIRST.get(task, 80.), 0.1),
             "rounds": ipywidgets.IntSlider(4 if painting else 12, min=1, max=40, description="rounds"),
             "seed": ipywidgets.IntSlider(0, min=0, max=100, description="seed"),
             "n": ipywidgets.IntSlider(5, min=1, max=8, description="results")}
@@ -509,6 +524,14 @@ class EditingExplorer(Live):
         if task == "inpaint": self.surface.set_mask(preset_mask("bottom", height, width))
         super().__init__(self.picture_of, controls, top=[self._buttons()], beside=[self.surface])
         self.surface.observe(self.refresh, "strokes")
+        controls["task"].observe(self.begin_task, "value")
+
+    def close(self):
+        "Close all parts and release the network and the pictures"
+        self.surface.unobserve_all()
+        self.net = self.images = self.own = None
+        super().close()
+
 
 # %% ../nbs/13_widgets.ipynb #e5fbe9d3
 @patch
@@ -535,6 +558,11 @@ def show_image(self:EditingExplorer, number:int):
     with self.hold():
         self._begin()
         self.controls["label"].value = self.labels[self.number]
+
+@patch
+def begin_task(self:EditingExplorer, change):
+    "Set the first noise level to what suits another task"
+    self.controls["first"].value = _FIRST.get(change["new"], 80.)
 
 @patch
 def take_upload(self:EditingExplorer, change):
@@ -576,13 +604,15 @@ def editing_explorer(
 ) -> EditingExplorer: # show it by writing it as the last line of a cell
     "Paint a mask or a picture, and see the edits"
     if task not in TASKS: raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    return EditingExplorer(load_model(model, device), task)
+    net = load_model(model, device)
+    if task == "colourise" and net.notes["shape"][0] != 3: raise ValueError("colourise needs a model of colour pictures, such as shapes")
+    return EditingExplorer(net, task)
 
 # %% ../nbs/13_widgets.ipynb #5d71e2e2
 def figure_png(
     plot:Callable, # fills a figure, `plot(fig)`
     width:float=6., # inches
-    height:float=2.5, # inches
+    height:float=2.7, # inches
 ) -> bytes:
     "A matplotlib figure as a PNG"
     fig, file = Figure(figsize=(width, height), dpi=200, layout="constrained"), io.BytesIO()
@@ -608,6 +638,7 @@ def schedule_explorer() -> Live: # show it by writing it as the last line of a c
     def draw(n, rho, sigma_min, sigma_max):
         sigmas = karras_schedule(n, sigma_min, sigma_max, rho)
         def plot(fig):
+            fig.suptitle(f"{n} levels, ρ = {rho:.3g}")
             left, right = _plots(fig, "place n / σ", "σ / distance to the next")
             left.semilogy(sigmas, "o-", ms=4)
             right.loglog(sigmas[:-1], sigmas.diff(), "o-", ms=4)
@@ -622,6 +653,7 @@ def parameterization_explorer() -> Live: # show it by writing it as the last lin
     sigma = torch.logspace(-3, 2, 200)
     def draw(sigma_data):
         def plot(fig):
+            fig.suptitle(f"σ_data = {sigma_data:.2f}")
             left, right = _plots(fig, "σ / ", "σ / ")
             for name, c in (("c_skip", skip_scaling(sigma, sigma_data)), ("c_out", output_scaling(sigma, sigma_data))): left.semilogx(sigma, c, label=name)
             for name, c in (("c_in", input_scaling(sigma, sigma_data)), ("c_noise", noise_conditioning(sigma))): right.semilogx(sigma, c, label=name)
@@ -639,6 +671,7 @@ def timesteps_explorer() -> Live: # show it by writing it as the last line of a 
         total = 1000
         levels = karras_schedule(improved_timesteps_schedule(progress * 10, total, 10, final))
         def plot(fig):
+            fig.suptitle(f"step {progress * 10}: N = {len(levels)}")
             left, right = _plots(fig, "step k, of 1,000 / number of levels N(k)", "σ / probability")
             left.step(range(total), [improved_timesteps_schedule(k, total, 10, final) for k in range(total)], where="post")
             left.axvline(progress * 10, c="C1")
@@ -656,6 +689,7 @@ def huber_explorer() -> Live: # show it by writing it as the last line of a cell
         loss = pseudo_huber_loss(error[:, None], torch.zeros(401, 1), c).flatten()
         slope = torch.autograd.grad(loss.sum(), error)[0]
         def plot(fig):
+            fig.suptitle(f"c = {c:.3g}")
             left, right = _plots(fig, "error / loss", "error / gradient")
             left.plot(error.detach(), loss.detach())
             left.plot(error.detach(), error.detach().square(), ls="--", lw=1, label="squared")
@@ -711,8 +745,7 @@ def trajectory_explorer() -> Live: # show it by writing it as the last line of a
     live = Live(draw, {"points": ipywidgets.Dropdown(options=[*sets, "your drawing"], description="points"), "sigma": _level_slider("σ", 1., 0.01),
                        "seed": _slider("seed", 0, 0, 100)}, beside=[ipywidgets.VBox([ipywidgets.Label("draw points of your own"), surface])])
     def painted(change):
-        live.controls["points"].value = "your drawing"
-        live.refresh()
+        with live.hold(): live.controls["points"].value = "your drawing"
     surface.observe(painted, "strokes")
     live.surface = surface
     return live
@@ -740,27 +773,35 @@ def training_dashboard(
     every:int=100, # steps between pictures
 ) -> Iterator[TrainingState]: # the same states
     "Show a run while a loop drives it: progress, speed, loss by noise level, N(k) and samples"
+    if isinstance(states, Trainer): raise TypeError("states must be what a trainer yields: for state in training_dashboard(trainer.train(), sample)")
+    return _shown_run(states, sample, check_integer(every, "every", 1))
+
+def _shown_run(states, sample, every):
+    "The generator behind `training_dashboard`"
     from IPython.display import display
     use_style()
-    losses, history, start = LossByLevel(), [], None
+    losses, history, begin = LossByLevel(), [], None
     bar, numbers = ipywidgets.IntProgress(layout=ipywidgets.Layout(width="60%")), ipywidgets.HTML()
     picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
     try:
         for state in states:
+            if begin is None:
+                begin, bar.max = (time.perf_counter(), state.step), state.steps
+                if state.trainer.accelerator.is_main_process: display(ipywidgets.VBox([bar, numbers, picture]))
             losses.update(state)
             history.append((state.step, state.num_timesteps))
-            if start is None:
-                start, first = time.perf_counter(), state.step
-                bar.max = state.steps
-                if state.trainer.accelerator.is_main_process: display(ipywidgets.VBox([bar, numbers, picture]))
-            elif state.step % every == 0 or state.step == state.steps:
-                speed = (state.step - first) / (time.perf_counter() - start)
-                bar.value = state.step
-                numbers.value = (f"step {state.step:,} of {state.steps:,} · loss {state.loss:.3g} · N {state.num_timesteps} · "
-                                 f"{speed * state.samples:.0f} images/s · {(state.steps - state.step) / speed:.0f} s left")
+            if state.step % every == 0 or state.step == state.steps:
+                bar.value, numbers.value = state.step, _progress_text(state, *begin)
                 picture.value = training_picture(losses, history, sample(state.trainer.average))
             yield state
-    finally: states.close()    # writes the checkpoint now, although a traceback may still hold on to the run
+    finally: _close(states)
+
+def _progress_text(state:TrainingState, start:float, first:int) -> str:
+    "One line on how far a run is; the speed is that since its first step"
+    text = f"step {state.step:,} of {state.steps:,} · loss {state.loss:.3g} · N {state.num_timesteps}"
+    if state.step == first: return text
+    speed = (state.step - first) / (time.perf_counter() - start)
+    return text + f" · {speed * state.samples:.0f} images/s · {(state.steps - state.step) / speed:.0f} s left"
 
 # %% ../nbs/13_widgets.ipynb #4a88bac6
 def app(
@@ -776,8 +817,14 @@ def app(
     stage, made = ipywidgets.VBox(layout=ipywidgets.Layout(width="100%")), {}
     def show(change=None):
         if menu.value not in made:
-            stage.children = [ipywidgets.HTML("loading …")]
-            made[menu.value] = make[menu.value]()
+            stage.children = [note := ipywidgets.HTML("loading …")]
+            try: made[menu.value] = make[menu.value]()
+            except KeyboardInterrupt:
+                note.value = "stopped; choose another page, then this one again"
+                raise
+            except Exception as e:
+                note.value = _complaint(e)
+                return
         stage.children = [made[menu.value]]
     menu.observe(show, "value")
     show()

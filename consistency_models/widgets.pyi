@@ -101,6 +101,9 @@ class EditingExplorer(Live):
     def __init__(self, net, task: str):
         ...
 
+    def close(self):
+        ...
+
     def picture_of(self, task, label, first, rounds, seed, n) -> bytes:
         ...
 
@@ -108,6 +111,9 @@ class EditingExplorer(Live):
         ...
 
     def show_image(self, number: int):
+        ...
+
+    def begin_task(self, change):
         ...
 
     def take_upload(self, change):

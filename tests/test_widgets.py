@@ -1,9 +1,12 @@
 """Widgets without a browser: the functions behind them, and the frame that calls them."""
 
+import gc
 import io
+import itertools
 import subprocess
 import sys
 import threading
+import weakref
 from datetime import datetime
 
 import ipywidgets
@@ -55,7 +58,7 @@ def test_whoever_waits_is_told_and_may_interrupt():
         return to_png(torch.zeros(1, n + 1, 4, dtype=torch.uint8))
     live = w.Live(draw, {"n": ipywidgets.IntSlider(0, max=5)})
     before = picture(live)
-    live.controls["n"].value = 1
+    with pytest.raises(KeyboardInterrupt): live.controls["n"].value = 1
     assert "working" in said[-1] and live.message.value == "stopped" and live.picture.value == before
     live.controls["n"].value = 2
     assert picture(live) != before
@@ -73,12 +76,15 @@ def test_a_script_with_a_widget_ends():
     assert run.returncode == 0, run.stderr
 
 
-def test_closing_lets_go_of_everything():
-    live = w.sampling_explorer(digits)
-    picture(live)
+@pytest.mark.parametrize("make", (w.sampling_explorer, w.editing_explorer))
+def test_closing_lets_go_of_everything(make):
+    net = from_pretrained("digits")
+    live, gone = make(net), weakref.ref(net)
     parts = [live, live.picture, *live.controls.values()]
+    del net
     live.close()
-    assert live.draw is None and all(part.comm is None for part in parts)
+    gc.collect()
+    assert gone() is None and all(part.comm is None for part in parts)
 
 
 # Sampling
@@ -132,8 +138,22 @@ def test_every_control_of_the_sampling_explorer_works():
     assert len(set(seen)) == len(seen)
 
 
-def test_a_model_without_shape_is_refused():
-    with pytest.raises(ValueError, match="shape of its samples"): w.load_model(UNet())
+def test_a_model_of_anything_but_images_is_refused():
+    net = UNet()
+    for net.notes in ({}, {"shape": [2]}):
+        with pytest.raises(ValueError, match="shape of its images"): w.load_model(net)
+
+
+def test_a_network_of_ones_own_needs_notes_alone():
+    class Own(torch.nn.Module):
+        sigma_data, notes = 0.5, {"shape": [1, 8, 8]}
+        def __init__(self):
+            super().__init__()
+            self.scale, self.drop = torch.nn.Parameter(torch.ones(())), torch.nn.Dropout(0.5)
+        def forward(self, x, sigma): return self.drop(self.scale * x.tanh())
+    for make in (w.sampling_explorer, w.editing_explorer):
+        live = make(Own())
+        assert picture(live) == live.draw(**live.values())
 
 
 # The paint surface
@@ -236,8 +256,16 @@ def test_the_same_file_and_the_same_mask_may_be_chosen_again():
     assert torch.equal(live.surface.layers()[0], preset_mask("left", 8, 8))
 
 
-def test_an_unknown_task_is_refused():
+def test_an_unknown_task_is_refused_and_one_that_does_not_suit_the_model():
     with pytest.raises(ValueError, match="task must be one of"): w.editing_explorer(digits, "sing")
+    with pytest.raises(ValueError, match="colour pictures"): w.editing_explorer(digits, "colourise")
+
+
+def test_another_task_begins_with_a_level_that_suits_it():
+    live = w.editing_explorer(digits)
+    for task, first in (("denoise", 1.), ("inpaint", 80.)):
+        live.controls["task"].value = task
+        assert live.controls["first"].value == pytest.approx(first, rel=0.03)
 
 
 # Formulas, paths, training
@@ -297,6 +325,23 @@ def test_leaving_the_loop_of_a_dashboard_ends_the_run_with_a_checkpoint(tmp_path
     assert again.resume() and again.step == 3
 
 
+@pytest.mark.parametrize("cut", (lambda states: itertools.islice(states, 3), list, lambda states: map(lambda s: s, states)))
+def test_a_dashboard_takes_any_iterator_of_states(cut, displayed):
+    states = cut(make_trainer(steps=3).train())
+    assert [s.step for s in w.training_dashboard(states, blank)] == [1, 2, 3]
+
+
+def test_a_dashboard_shows_a_run_of_one_step(displayed):
+    for _ in w.training_dashboard(make_trainer(steps=1).train(), blank): pass
+    bar, numbers, image = displayed[0].children
+    assert bar.value == bar.max == 1 and "step 1 of 1" in numbers.value and image.value[1:4] == b"PNG"
+
+
+def test_wrong_arguments_of_a_dashboard_are_named_when_it_is_made():
+    with pytest.raises(TypeError, match="trainer.train()"): w.training_dashboard(make_trainer(steps=2), blank)
+    with pytest.raises(ValueError, match="every must be at least 1"): w.training_dashboard(make_trainer(steps=2).train(), blank, every=0)
+
+
 def test_an_error_in_a_dashboard_is_not_swallowed(displayed):
     def fails(net): raise ValueError("no samples")
     with pytest.raises(ValueError, match="no samples"):
@@ -319,3 +364,18 @@ def test_the_app_shows_one_explorer_after_the_other():
         assert picture(live)
         assert seen.setdefault(name, live) is live
     assert len(seen) == 8
+
+
+def test_a_page_of_the_app_that_cannot_be_made_says_why_and_is_tried_again(monkeypatch):
+    make, tries = w.schedule_explorer, []
+    def fails_once():
+        tries.append(1)
+        if len(tries) == 1: raise OSError("no <weights>")
+        return make()
+    monkeypatch.setattr(w, "schedule_explorer", fails_once)
+    menu, stage = w.app().children
+    menu.value = "Schedule"
+    assert "no &lt;weights&gt;" in stage.children[0].value
+    menu.value = "Loss"
+    menu.value = "Schedule"
+    assert picture(stage.children[0])

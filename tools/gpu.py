@@ -260,7 +260,8 @@ def check_all(options):
     begin, found = time.monotonic(), {"machine": "unknown", "rows": []}
     with open(options.out / "gpu.log", "w", encoding="utf-8") as log:
         for name in options.only:
-            kept = options.minutes + 0.5 if "train" in options.only and name != "train" else 0
+            ahead = options.only[options.only.index(name) + 1:]
+            kept = options.minutes + 0.5 if "train" in ahead else 0
             left = begin + 60 * (options.minutes_total - kept) - time.monotonic()
             limit = left if name == "train" else min(left, LIMITS[name])
             print(f"{name} ...", file=sys.stderr, flush=True)
@@ -275,15 +276,20 @@ def check_all(options):
     return int(failed > 0)
 
 
+def expanded(path):
+    """A folder by its path, where ~ is the home folder"""
+    return Path(path).expanduser()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "results/gpu"), help="folder for results; that in $OUT, or results/gpu")
+    parser.add_argument("--out", type=expanded, default=expanded(os.environ.get("OUT") or "results/gpu"), help="folder for results; that in $OUT, or results/gpu")
     parser.add_argument("--minutes-total", type=float, default=9, help="for all parts together")
     parser.add_argument("--quick", action="store_true", help="shortened, as it is without a GPU")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
     parser.add_argument("--train", metavar="NAME", help="digits, MNIST, shapes, or a folder of images")
     parser.add_argument("--minutes", type=float, default=3, help="for the training")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where torchvision's files are")
+    parser.add_argument("--data-root", type=expanded, default=Path("data"), help="where torchvision's files are")
     parser.add_argument("--recipe", type=json.loads, default={}, metavar="JSON", help="changes to the recipe, such as '{\"batch_size\": 256}'")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
