@@ -37,7 +37,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from .data import colour_shapes, load_digits, read_image, spiral, two_moons
 from .editing import LUMINANCE, colorize, denoise, editing_sigmas, inpaint, interpolate_latents, preset_mask, stroke_to_image, super_resolve
 from .losses import pseudo_huber_loss
-from .parameterization import input_scaling, noise_conditioning, output_scaling, skip_scaling
+from .parameterization import input_scaling, noise_conditioning, output_scaling, sigma_data_of, skip_scaling
 from .pretrained import from_pretrained
 from .sampling import ConsistencySamplingAndEditing
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
@@ -130,10 +130,14 @@ def sample_steps(
     clip:bool=True, # clamp each answer to [-1, 1]
 ) -> list: # `(sigma, noisy, denoised)` of each step, tensors of shape `(n, *shape)`
     "Draw samples and keep the steps"
-    sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
+    sampler = ConsistencySamplingAndEditing(sigma_data=sigma_data_of(net) or 0.5)
     y = torch.empty(n, *net.notes["shape"], device=next(net.parameters()).device)
     return list(sampler.trajectory(net, y, sigmas, clip_denoised=clip, generator=torch.Generator().manual_seed(seed),
                                    **_class_labels(net, label, n)))
+
+def _num_classes(net) -> int:
+    "How many classes a network knows, 0 without"
+    return getattr(net, "config", {}).get("num_classes") or 0
 
 def _class_labels(net, label:int, n:int) -> dict:
     "Keyword arguments for a network with or without classes"
@@ -203,10 +207,6 @@ def load_model(
         raise ValueError("the model must say the shape of its images, channels, height and width, in its notes; "
                          f"save it with save_pretrained(..., shape=...), got {list(shape)}")
     return net.to(device or default_device()).eval()
-
-def _num_classes(net) -> int:
-    "How many classes a network knows, 0 without"
-    return getattr(net, "config", {}).get("num_classes") or 0
 
 def _level_slider(name:str, value:float, low:float=0.02, high:float=80.):
     "A slider for a noise level, with equal steps in its logarithm that end exactly at `high`"
