@@ -9,6 +9,7 @@ __all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditionin
 # %% ../nbs/02_parameterization.ipynb #b5a2e8b5
 import math
 import warnings
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -74,13 +75,13 @@ def model_forward_wrapper(
     c_skip = pad_dims_like(skip_scaling(sigma, sigma_data, sigma_min), x)
     c_out = pad_dims_like(output_scaling(sigma, sigma_data, sigma_min), x)
     asked = sigma.to(x.dtype)
-    asked = torch.where(asked > 0, asked, 1.)                 # ln 0 is nothing to ask a network about
+    asked = torch.where(asked <= 0, 1., asked)                # ln 0 is nothing to ask a network about
     output = model(x.clone(), asked, **kwargs)                # its own copy: a network may work in place
     if not isinstance(output, Tensor): raise TypeError(f"the model must return a tensor, got {type(output).__name__}")
     if output.shape != x.shape:
         raise ValueError(f"the model must return the shape of x, {tuple(x.shape)}, got {tuple(output.shape)}")
     level, end = _levels(sigma, sigma_min)
-    return torch.where(pad_dims_like(level > end, x), c_skip * x + c_out * output, x).to(x.dtype)
+    return torch.where(pad_dims_like(level <= end, x), x, c_skip * x + c_out * output).to(x.dtype)
 
 # %% ../nbs/02_parameterization.ipynb #6dd37372
 def _one_level_each(sigma, x:Tensor) -> Tensor:
@@ -114,7 +115,8 @@ def sigma_data_of(
 ) -> float|None: # what it was built for, `None` if it does not say
     "The standard deviation of the data as the network itself knows it"
     while model is not None:
-        if hasattr(model, "sigma_data"): return float(model.sigma_data)
+        own = getattr(model, "sigma_data", None)
+        if isinstance(own, Real) or isinstance(own, Tensor) and own.numel() == 1: return float(own)
         inside = (getattr(model, name, None) for name in ("func", "module", "_orig_mod", "__wrapped__", "__self__"))
         model = next((m for m in inside if m is not None), None)
 

@@ -92,9 +92,8 @@ class _SeededSamples(Dataset):
 
     def __getitem__(self, key:tuple):
         index, seed = key
-        with _leave_generators(torch.device("cpu")):
-            _seed_all(seed)
-            return self.data[index]
+        _seed_all(seed)
+        return self.data[index]
 
 # %% ../nbs/11_trainer.ipynb #884ca6ee
 def learning_rate(
@@ -142,7 +141,7 @@ class Trainer(RunOptions):
     optimizer: Callable = partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True) # from parameters to an optimiser
 
     def __post_init__(self):
-        self.step, self.fresh, self.busy, self.called, self.bad_gradient = 0, True, False, False, None
+        self.step, self.fresh, self.busy, self.called, self.torn, self.bad_gradient = 0, True, False, False, False, None
         self._check()
         self._prepare()
 
@@ -161,7 +160,7 @@ def _check(self:Trainer):
     self.needs_teacher = "teacher_model" in inspect.signature(self.objective).parameters
     if self.needs_teacher and not hasattr(self.objective, "initial_timesteps"):
         raise ValueError("an objective with a teacher_model needs the attribute initial_timesteps, for the decay rate of the teacher's average")
-    if isinstance(self.data, IterableDataset) or not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__"):
+    if isinstance(self.data, (IterableDataset, dict)) or not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__"):
         raise TypeError(f"data must be a dataset with a length and numbered samples, such as TensorDataset(x), got {type(self.data).__name__}")
     if len(self.data) == 0: raise ValueError("data must hold at least one sample, got none")
     if not callable(self.optimizer): raise TypeError(f"optimizer must make an optimiser from parameters, such as torch.optim.Adam, got {type(self.optimizer).__name__}")
@@ -221,11 +220,12 @@ def _check_batch(self:Trainer, batch):
     if not x.is_floating_point():
         raise TypeError(f"data must be floating point, in [-1, 1], got {x.dtype}; "
                         "for bytes that is x.float() / 127.5 - 1")
-    usable = {torch.float32, *(p.dtype for p in self.net.parameters())}
+    types = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
+    usable = types | ({torch.float32} if types != {torch.float64} else set())
     if self.precision != "no": usable |= {torch.float16, torch.bfloat16}
     if x.dtype not in usable:
         raise TypeError(f"data must have the type of the network's weights, got {x.dtype}: "
-                        "convert it with .float()")
+                        f"convert it with .{'double' if types == {torch.float64} else 'float'}()")
     if self.labels and not labels:
         raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
     if self.labels and not isinstance(labels[0], Tensor):
@@ -276,9 +276,11 @@ def _prepare(self:Trainer):
     self.call = torch.compile(self.net) if self.compile and not hasattr(self.net, "_orig_mod") else self.net
     self.net = getattr(self.net, "_orig_mod", self.net)         # the network itself, where it came compiled
     self.net.to(self.device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format).train()
-    if self.workers == 0: self._check_batch(_collate([_SeededSamples(self.data)[0, self.seed]]))
+    if self.workers == 0:
+        with _leave_generators(torch.device("cpu")): self._check_batch(_collate([_SeededSamples(self.data)[0, self.seed]]))
     self.model = _wrapped(self.accelerator, self.call)
     self.average = _average_of(self.net).eval()
+    self.wide = all(a.dtype == b.dtype for a, b in zip(self.average.parameters(), self.net.parameters()))
     self.teacher = _average_of(self.net) if self.needs_teacher else None
     self.optim = self.optimizer(self.net.parameters())
     self.optimizer_facts = _optimizer_facts(self.net, self.optim)
@@ -309,14 +311,22 @@ class _WithWeights:
     def __init__(self, call:nn.Module, teacher:nn.Module): self.call, self.teacher = call, teacher
 
     def __call__(self, *args, **kwargs):
-        kept = dict((*self.teacher.named_parameters(), *self.teacher.named_buffers()))
+        kept = dict((*self.teacher.named_parameters(remove_duplicate=False), *self.teacher.named_buffers(remove_duplicate=False)))
         weights = {}
-        for name, own in (*self.call.named_parameters(), *self.call.named_buffers()):
-            v = kept.get(name.removeprefix("_orig_mod."))       # the prefix of compiled networks
-            if v is not None and v.shape == own.shape: weights[name] = v.to(own.dtype, copy=True)
-        return torch.func.functional_call(self.call, weights, args, kwargs)
+        for part, module in self.call.named_modules():              # a module of two names is met once
+            for k, own in (*module._parameters.items(), *module._buffers.items()):
+                name = f"{part}.{k}".lstrip(".")
+                v = kept.get(name.removeprefix("_orig_mod."))       # the prefix of compiled networks
+                if own is not None and v is not None and v.shape == own.shape: weights[name] = v.to(own.dtype, copy=True)
+        return torch.func.functional_call(self.call, weights, args, kwargs, tie_weights=False)
 
     def __getattr__(self, name:str): return getattr(self.teacher, name)
+
+@patch
+def _asked_teacher(self:Trainer):
+    "The teacher, or where the network is compiled or in half precision, the network with its weights"
+    compiled = self.call is not self.net or getattr(self.net, "_compiled_call_impl", None) is not None
+    return self.teacher if self.wide and not compiled else _WithWeights(self.call, self.teacher)
 
 # %% ../nbs/11_trainer.ipynb #6b3f18d9
 _WAYS = ("fused", "foreach", "capturable", "differentiable")     # to compute the same
@@ -388,7 +398,7 @@ def _shard(self:Trainer, batches:Iterator, shard:int):
     seed = shard_seed(self.seed, self.step, shard)
     x, kwargs = self._to_device(next(batches))
     _seed_all(shard_seed(self.seed, self.step, -3 - shard))
-    models = (self.model, _WithWeights(self.call, self.teacher)) if self.needs_teacher else (self.model,)
+    models = (self.model, self._asked_teacher()) if self.needs_teacher else (self.model,)
     with self._autocast():
         output = self.objective(*models, x, self.step, self.steps, generator=torch.Generator(self.device).manual_seed(seed), **kwargs)
     if output.next_sigmas is None: raise ValueError("objective must say which noise levels it drew: next_sigmas in its output")
@@ -406,7 +416,7 @@ def _autocast(self:Trainer):
 
 # %% ../nbs/11_trainer.ipynb #5cd10fdc
 @patch
-def _backward(self:Trainer, batches:Iterator) -> list:
+def _backward(self:Trainer, batches:Iterator, before:list) -> list:
     "Add up the gradients of this process's shards; returns each shard's output and losses"
     results, shards = [], self._own_shards()
     self.optim.zero_grad()
@@ -415,7 +425,7 @@ def _backward(self:Trainer, batches:Iterator) -> list:
         with nullcontext() if last else self.accelerator.no_sync(self.model):
             output, losses = self._shard(batches, shard)
             results.append((output, losses.detach()))
-            if last: noted = self._note_faults(torch.cat([l for _, l in results]))
+            if last: noted = self._note_faults(torch.cat([l for _, l in results]), before)
             mean = losses.mean() / self.accumulate
             (self.scaler.scale(mean) if self.scaler else mean).backward()
     self._stop_at_faults(*noted)
@@ -438,11 +448,12 @@ def _update(self:Trainer, num_timesteps:int):
 
 # %% ../nbs/11_trainer.ipynb #7d41f0b2
 @patch
-def _note_faults(self:Trainer, losses:Tensor) -> tuple:
-    "Is a loss or a buffer not finite, or was the last gradient? A GPU gives an event with it"
+def _note_faults(self:Trainer, losses:Tensor, before:list) -> tuple:
+    "Is a loss not finite, has a buffer become nan, was the last gradient bad? A GPU gives an event with it"
     fine = torch.zeros((), dtype=torch.bool, device=self.device)
     last = fine if self.bad_gradient is None else self.bad_gradient
-    buffers = [b.isnan().any() for b in self.net.buffers() if b.is_floating_point()]
+    buffers = [(m._buffers[k].isnan() & ~was.isnan()).any() for m, k, _, was in before
+               if was.is_floating_point() and m._buffers[k].shape == was.shape]
     faults = torch.stack([~losses.isfinite().all(), torch.stack([fine, *buffers]).any(), last])
     if self.accelerator.num_processes > 1: faults = self.accelerator.reduce(faults.float()) > 0
     if self.device.type != "cuda": return faults, None
@@ -487,10 +498,11 @@ def _faulty_sample(self:Trainer) -> int|None:
     "The first sample of this step, on this process, that holds nan or inf"
     samples = _SeededSamples(self.data)
     keys = (key for shard in self._own_shards() for key in self._keys(self.step, shard))
-    for index, seed in keys:
-        item = samples[index, seed]
-        parts = item[:1 + self.labels] if isinstance(item, (tuple, list)) else (item,)
-        if not all(torch.as_tensor(part).isfinite().all() for part in parts): return index
+    with _leave_generators(torch.device("cpu")):
+        for index, seed in keys:
+            item = samples[index, seed]
+            parts = item[:1 + self.labels] if isinstance(item, (tuple, list)) else (item,)
+            if not all(torch.as_tensor(part).isfinite().all() for part in parts): return index
 
 # %% ../nbs/11_trainer.ipynb #4ae9ac4a
 @dataclass
@@ -510,17 +522,17 @@ class TrainingState:
 @patch
 def _step(self:Trainer, batches:Iterator) -> TrainingState:
     "One whole optimiser step; an error in its first half leaves no trace"
-    with _leave_generators(self.device):
-        buffers = [(b, b.clone()) for b in self.net.buffers()]
+    with torch.enable_grad(), _leave_generators(self.device):
+        before = [(m, k, b, b.clone()) for m in self.net.modules() for k, b in m._buffers.items() if b is not None]
         try:
-            results = self._backward(batches)
+            results = self._backward(batches, before)
             if not self.called: self._check_still_same()
         except BaseException:
-            with torch.no_grad():
-                for b, before in buffers: b.copy_(before)
+            for m, k, b, was in before: m._buffers[k] = b.detach().copy_(was)
             raise
-        num_timesteps = results[0][0].num_timesteps
+        num_timesteps, self.torn = results[0][0].num_timesteps, True
         self._update(num_timesteps)
+        self.torn = False
     self.step, self.called = self.step + 1, True
     losses, sigmas = torch.cat([l for _, l in results]), torch.cat([o.next_sigmas for o, _ in results])
     return TrainingState(self.step, self.steps, losses.mean(), losses, sigmas, num_timesteps, self.optim.param_groups[0]["lr"],
@@ -593,6 +605,10 @@ def _alone(self:Trainer):
                          "finish or close that loop first")
     writes = self.out and self.accelerator.is_main_process
     with _only_writer(self.out) if writes else nullcontext():
+        found = self.checkpoints()
+        if found and (self.fresh or int(found[-1].stem) > self.step):
+            raise ValueError(f"{self.out} holds checkpoints of an earlier run, or of later steps of this one: call resume() "
+                             "before train(), or choose another folder")
         self.busy = True
         try: yield
         finally: self.busy = False
@@ -609,8 +625,6 @@ def train(self:Trainer) -> Iterator[TrainingState]:
 def _loop(self:Trainer) -> Iterator[TrainingState]:
     "The generator that `train` returns"
     with self._alone():
-        if self.out and self.fresh and self.checkpoints():
-            raise ValueError(f"{self.out} holds checkpoints of an earlier run: call resume() before train(), or choose another folder")
         batches, saved = self._batches(), self.step
         try:
             while self.step < self.steps:
@@ -622,7 +636,7 @@ def _loop(self:Trainer) -> Iterator[TrainingState]:
                 yield state
             if self.bad_gradient is not None and self.bad_gradient: self._stop("gradient", self.step)
         finally:
-            if self.out and self.step > saved:
+            if self.out and self.step > saved and not self.torn:
                 with finish_first(): self.save()
             for tracker in self.accelerator.trackers: tracker.finish()
 
@@ -655,7 +669,8 @@ def _check_weights(self:Trainer, tensors:dict[str, Tensor]):
 def _facts(self:Trainer) -> dict:
     "What describes a run: a checkpoint of one run must not continue another"
     return {"format": 3, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
-            "samples": len(self.data), "network": _text(getattr(self.net, "config", None)), "objective": _text(self.objective), "loss": _text(self.loss),
+            "samples": len(self.data), "network": _text(getattr(self.net, "config", None)),
+            "types of the weights": ", ".join(sorted({str(p.dtype) for p in self.net.parameters()})), "objective": _text(self.objective), "loss": _text(self.loss),
             "learning_rate": self.learning_rate, "warmup": self.warmup, "decay": self.decay, "clip_norm": self.clip_norm,
             "ema_decay": self.ema_decay, "precision": self.precision, "labels": self.labels} | self.optimizer_facts
 
@@ -738,15 +753,19 @@ def _load_optimizer(self:Trainer, tensors:dict[str, Tensor], plain:dict):
 @patch
 def resume(self:Trainer) -> bool: # was there a checkpoint?
     "Go on from the newest checkpoint in `out`, if there is one"
+    if self.busy: raise ValueError("this trainer is training: finish or close that loop before resume()")
     if not self.checkpoints(): return False
     path = self.checkpoints()[-1]
     tensors, facts = read_checkpoint(path)
     for name, here in self._facts().items():
         if facts.get(name, here) != here: raise ValueError(f"{path} belongs to another run: its {name} is {facts.get(name)!r:.300}, this trainer's is {here!r:.300}")
-    for part in ("net", "average") + ("teacher",) * self.needs_teacher:
-        weights = {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
-        try: getattr(self, part).load_state_dict(weights)
-        except RuntimeError as e: raise ValueError(f"{path} belongs to another network: {str(e).splitlines()[1].strip()}") from e
+    parts = {part: {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
+             for part in ("net", "average") + ("teacher",) * self.needs_teacher}
+    for part, weights in parts.items():
+        shapes, own = ({k: tuple(v.shape) for k, v in d.items()} for d in (weights, getattr(self, part).state_dict()))
+        odd = [k for k in {**own, **shapes} if own.get(k) != shapes.get(k)]
+        if odd: raise ValueError(f"{path} belongs to another network: {odd[0]} has shape {shapes.get(odd[0], 'none')} there and {own.get(odd[0], 'none')} here")
+    for part, weights in parts.items(): getattr(self, part).load_state_dict(weights)
     self._load_optimizer(tensors, facts["statistics"])
     if facts["scaler"]: self.scaler.load_state_dict(facts["scaler"])
     self.step, self.fresh = facts["step"], False

@@ -217,12 +217,12 @@ def _saved_buffers(model:nn.Module) -> dict:
 # %% ../nbs/00_utils.ipynb #ead6a11c
 def _check_same_layout(ema_model:nn.Module, online_model:nn.Module):
     "Raise a `ValueError` that names the first weight or saved buffer in which the two models differ"
-    shapes = [{k: tuple(v.shape) for k, v in (*m.named_parameters(), *_saved_buffers(m).items())}
+    shapes = [{k: v.shape for k, v in (*m.named_parameters(), *_saved_buffers(m).items())}
               for m in (ema_model, online_model)]
     if shapes[0] == shapes[1]: return
     name = next(k for k in {**shapes[0], **shapes[1]} if shapes[0].get(k) != shapes[1].get(k))
-    raise ValueError(f"the models do not match: {name} has shape {shapes[0].get(name, 'none (it is missing)')} in "
-                     f"ema_model and {shapes[1].get(name, 'none (it is missing)')} in online_model; make the average "
+    told = [tuple(s[name]) if name in s else "none (it is missing)" for s in shapes]
+    raise ValueError(f"the models do not match: {name} has shape {told[0]} in ema_model and {told[1]} in online_model; make the average "
                      "with copy.deepcopy, and pass the bare network where one of them is wrapped (.module, ._orig_mod)")
 
 # %% ../nbs/00_utils.ipynb #3f8a21c6
@@ -247,9 +247,10 @@ def update_ema_model_(
     decay = check_number(decay, "decay", 0, 1)
     for model, name in ((ema_model, "ema_model"), (online_model, "online_model")):
         if not isinstance(model, nn.Module): raise TypeError(f"{name} must be a torch module, got {type(model).__name__}")
-    _check_same_layout(ema_model, online_model)
-    online, buffers = dict(online_model.named_parameters()), dict(online_model.named_buffers())
-    weights = {k: v.detach() for k, v in ema_model.named_parameters()}
+    (ema, kept), (online, buffers) = ((dict(m.named_parameters()), dict(m.named_buffers())) for m in (ema_model, online_model))
+    shapes = [{k: v.shape for part in parts for k, v in part.items()} for parts in ((ema, kept), (online, buffers))]
+    if shapes[0] != shapes[1]: _check_same_layout(ema_model, online_model)
+    weights = {k: v.detach() for k, v in ema.items()}
     averaged = {k: v for k, v in weights.items() if v.is_floating_point() or v.is_complex()}
     wide = _wide(ema_model, averaged)
     news = [online[k].to(weights[k]).to(v.dtype) for k, v in wide.items()]
@@ -258,7 +259,7 @@ def update_ema_model_(
     if rounded: ema_model._wide_averages = rounded
     for k, v in weights.items():
         if wide.get(k) is not v: v.copy_(wide.get(k, online[k]))      # round, or copy whole numbers
-    for k, v in ema_model.named_buffers():
+    for k, v in kept.items():
         if k in buffers and v.shape == buffers[k].shape: v.copy_(buffers[k])
     return ema_model
 

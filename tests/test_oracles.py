@@ -81,6 +81,11 @@ def test_the_answer_is_x_where_no_noise_is_left(network, shape, dtype):
     assert model_forward_wrapper(network, x, 1e-9, sigma_min=0.).sub(x).abs().max() < 1e-4
 
 
+def test_a_level_that_is_nan_gives_nan():
+    answer = model_forward_wrapper(MLP(2, 16, 2), gaussian(3, 2), torch.tensor([torch.nan, 1., torch.nan]))
+    assert answer.isnan().all(1).tolist() == [True, False, True]
+
+
 def test_no_gradient_is_lost_where_no_noise_is_left():
     network, x = shake(MLP(2, 16, 2)), gaussian(4, 2)
     model_forward_wrapper(network, x, torch.tensor([0., 0., 1., 2.]), sigma_min=0.).sum().backward()

@@ -569,3 +569,10 @@ def test_editing_takes_sigma_data_from_a_network_whose_arguments_are_filled_in()
     net, x, y = from_pretrained("digits"), torch.zeros(2, 1, 8, 8), torch.tensor([3, 4])
     direct = inpaint(net, x, 1., [80.], generator=seeded(), class_labels=y)
     assert torch.equal(inpaint(partial(net, class_labels=y), x, 1., [80.], generator=seeded()), direct)
+
+
+@pytest.mark.parametrize("value", (None, [0.5, 0.5], torch.ones(3), lambda: 0.5))
+def test_a_sigma_data_that_is_no_number_is_none_of_ours(value):
+    net = MLP(2, 16, 1)
+    net.sigma_data, net.precondition = value, False
+    assert sigma_data_of(net) is None and sampler(net, torch.zeros(4, 2), SIGMAS).isfinite().all()

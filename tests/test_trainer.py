@@ -1361,3 +1361,120 @@ def test_labels_must_be_there():
 
 def test_saving_needs_a_folder():
     with pytest.raises(ValueError, match="out="): make().save()
+
+
+class TwoNames(nn.Module):
+    """A layer that has two names, and a weight that two layers share"""
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(2, 8), nn.Linear(8, 2), nn.Linear(2, 8)
+        self.first, self.c.weight = self.a, self.a.weight
+
+    def forward(self, x, sigma): return self.b((self.first(x) + self.c(x)).tanh())
+
+
+@pytest.mark.parametrize("compile", (False, True))
+def test_layers_of_two_names_are_trained_with_a_teacher(compile):
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        net = TwoNames()
+        weight = net.a.weight
+        call = torch.compile(net, backend="eager") if compile else net
+        trainer = Trainer(call, TensorDataset(torch.randn(64, 2)), steps=20, objective=ConsistencyTraining(), batch_size=8)
+        before = weight.detach().clone()
+        for _ in trainer.train(): pass
+        assert net.a.weight is weight is net.c.weight and weight.requires_grad and not torch.equal(weight, before)
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
+
+
+def test_a_run_is_not_resumed_while_it_trains(tmp_path):
+    trainer = Trainer(MLP(width=16), TensorDataset(POINTS), steps=20, out=tmp_path, checkpoint_every=2)
+    loop = trainer.train()
+    for _ in range(5): next(loop)
+    with pytest.raises(ValueError, match="is training"): trainer.resume()
+    assert sum(1 for _ in loop) == 15
+
+
+def test_a_trainer_that_was_overtaken_does_not_write(tmp_path):
+    def new(**settings): return Trainer(MLP(width=16), TensorDataset(POINTS), steps=20, out=tmp_path, checkpoint_every=4, **settings)
+    first = new()
+    loop = first.train()
+    for _ in range(4): next(loop)
+    late = new()
+    late.resume()
+    for _ in loop: pass
+    kept = first.checkpoints()
+    for refused in (late.save, lambda: next(late.train()), new(seed=1).save):
+        with pytest.raises(ValueError, match="holds checkpoints"): refused()
+    assert first.checkpoints() == kept
+    first.save()
+
+
+def test_weights_of_another_type_do_not_continue_a_run(tmp_path):
+    for _ in Trainer(MLP(width=16), TensorDataset(POINTS), steps=2, out=tmp_path).train(): pass
+    with pytest.raises(ValueError, match="types of the weights"): Trainer(MLP(width=16).double(), TensorDataset(POINTS.double()), steps=2, out=tmp_path).resume()
+
+
+class Normed(nn.Module):
+    """A network with or without running statistics"""
+    def __init__(self, seed, track):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8, track_running_stats=track), nn.Linear(8, 2))
+
+    def forward(self, x, sigma): return self.layers(x)
+
+
+def test_a_checkpoint_of_another_network_changes_nothing(tmp_path):
+    for _ in Trainer(Normed(0, False), TensorDataset(POINTS), steps=1, out=tmp_path).train(): pass
+    net = Normed(1, True)
+    trainer = Trainer(net, TensorDataset(POINTS), steps=1, out=tmp_path)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="another network: layers.1.running_mean has shape none there"): trainer.resume()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_an_optimiser_that_fails_half_way_leaves_no_false_checkpoint(tmp_path):
+    class Fails(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 5: raise OSError("a broken card")
+    trainer = Trainer(MLP(width=16), TensorDataset(POINTS), steps=20, out=tmp_path, checkpoint_every=3, optimizer=lambda p: Fails(p, lr=1e-3))
+    with pytest.raises(OSError, match="broken card"):
+        for _ in trainer.train(): pass
+    assert [int(p.stem) for p in trainer.checkpoints()] == [3]
+
+
+class Keeps(nn.Module):
+    """A network whose buffers hold nan until they are used, and are replaced in each call"""
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("unused", torch.full((3,), torch.nan))
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x, sigma):
+        self.seen = 0.9 * self.seen + 0.1 * x.detach().mean(0)
+        return self.layer(x)
+
+
+def test_a_buffer_that_was_nan_from_the_start_is_no_fault_and_one_that_is_replaced_is_put_back(tmp_path):
+    data = torch.randn(64, 2)
+    for _ in Trainer(Keeps(), TensorDataset(data.clone()), steps=3).train(): pass
+    data[7] = torch.nan
+    net = Keeps()
+    with pytest.raises(ValueError, match="sample 7 of the data"):
+        for _ in Trainer(net, TensorDataset(data), steps=50, batch_size=8).train(): pass
+    assert net.seen.isfinite().all()
+
+
+def test_training_needs_no_gradients_outside():
+    with torch.no_grad(): assert sum(1 for _ in Trainer(MLP(width=16), TensorDataset(POINTS), steps=2).train()) == 2
+
+
+def test_data_of_a_double_network_are_double():
+    with pytest.raises(TypeError, match=r"\.double\(\)"): Trainer(MLP(width=16).double(), TensorDataset(POINTS), steps=1)
+    with pytest.raises(TypeError, match="numbered samples"): Trainer(MLP(width=16), {"x": POINTS}, steps=1)
