@@ -105,7 +105,7 @@ def _read_weights(config:dict, path) -> nn.Module:
     except ValueError as e: raise ValueError(f"{Path(path).with_name('config.json')} is none of this package: {e}") from e
     try: net.load_state_dict(load_file(path))
     except FileNotFoundError: raise ValueError(f"{Path(path).parent} holds no weights: model.safetensors is missing") from None
-    except (SafetensorError, RuntimeError) as e: raise ValueError(f"{path} is damaged, or does not fit its configuration: {e}") from e
+    except (SafetensorError, RuntimeError) as e: raise ValueError(f"{path} is damaged, or does not fit its config.json: {e}") from e
     net.notes = config.get("notes", {})
     if not isinstance(net.notes, dict): raise ValueError(f"the notes in {Path(path).with_name('config.json')} must be a dictionary, got {type(net.notes).__name__}")
     return net.eval().requires_grad_(False)

@@ -666,7 +666,8 @@ def test_rarer_names_of_the_same_formats_are_read(tmp_path, suffix):
     assert len(ImageFolder(tmp_path, 4)) == 2 and ImageFolder(tmp_path, 4)[1].shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("suffix", (".heic", ".AVIF", ".svg", ".psd", ".raw", ".CR2", ".jp2", ".jxl", ".tga", ".ppm", ".dng", ".avifs", ".rgb", ".rgba", ".bw", ".fit", ".pcd", ".wbmp"))
+@pytest.mark.parametrize("suffix", (".heic", ".AVIF", ".svg", ".psd", ".raw", ".CR2", ".jp2", ".jxl", ".tga", ".ppm", ".dng",
+                                    ".avifs", ".rgb", ".rgba", ".bw", ".fit", ".pcd", ".wbmp"))
 def test_pictures_that_are_left_out_are_counted_and_one_is_named(tmp_path, suffix):
     for name in ("b", "a"): (tmp_path / f"{name}{suffix}").write_bytes(b"?")
     with pytest.raises(ValueError, match=f"no images.*2 of other kinds, such as .*a{suffix}"): ImageFolder(tmp_path)

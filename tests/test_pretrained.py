@@ -114,7 +114,8 @@ def test_of_a_copy_of_bundled_weights_the_card_stays(tmp_path):
     assert from_pretrained(tmp_path / "copy").config["num_classes"] == 3
 
 
-@pytest.mark.parametrize("change", [lambda b: b + b"\nMy notes.\n", lambda b: b.replace(b"A consistency model", b"My model"), lambda b: b"---\nlibrary_name: consistency_models\n---\n",
+@pytest.mark.parametrize("change", [lambda b: b + b"\nMy notes.\n", lambda b: b.replace(b"A consistency model", b"My model"),
+                                    lambda b: b"---\nlibrary_name: consistency_models\n---\n",
                                     lambda b: b.replace(b"\n", b"\r\n"), lambda b: b""])
 def test_a_card_that_somebody_changed_is_never_replaced(tmp_path, change):
     save_pretrained(unet(), tmp_path, description="Grüße\r\n")
@@ -129,8 +130,10 @@ def test_a_card_that_somebody_changed_is_never_replaced(tmp_path, change):
 @pytest.mark.parametrize("change, name", [
     (lambda net: torch.nn.utils.parametrizations.spectral_norm(net.out), r"out\.parametrizations\.weight\.0\._u"),
     (lambda net: torch.nn.utils.parametrizations.weight_norm(net.out), r"out\.parametrizations\.weight\.original0"),
-    (lambda net: prune.identity(net.out, "weight"), r"out\.weight"), (lambda net: net.register_buffer("count", torch.zeros(1)), r"count is of shape \(1,\) in net and missing"),
-    (lambda net: setattr(net, "out", torch.nn.Identity()), r"out\.bias is missing in net"), (lambda net: setattr(net, "out", torch.nn.Linear(8, 5)), r"out\.bias is of shape \(5,\)")])
+    (lambda net: prune.identity(net.out, "weight"), r"out\.weight"),
+    (lambda net: net.register_buffer("count", torch.zeros(1)), r"count is of shape \(1,\) in net and missing"),
+    (lambda net: setattr(net, "out", torch.nn.Identity()), r"out\.bias is missing in net"),
+    (lambda net: setattr(net, "out", torch.nn.Linear(8, 5)), r"out\.bias is of shape \(5,\)")])
 def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path, change, name):
     change(net := MLP(2, 8, 1))
     with pytest.raises(ValueError, match=f"{name}.*undo what was added"): save_pretrained(net, tmp_path / "new")
