@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'COMMANDS', 'recipe_for', 'open_data', 'in_memory', 'descr
 
 # %% ../nbs/14_cli.ipynb #9f3d3b31
 import os
+import re
 import shlex
 import sys
 import time
@@ -47,6 +48,8 @@ def recipe_for(
     return RECIPES.get(data, RECIPES["images"]) | {k: v for k, v in changes.items() if v is not None}
 
 # %% ../nbs/14_cli.ipynb #1a207643
+_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)   # what a user can do something about
+
 def open_data(
     name:str, # `digits`, `shapes`, a class of `torchvision.datasets` such as `MNIST`, or a folder of images
     size:int|None=None, # width and height; that of the data if `None` (32 for a folder)
@@ -60,25 +63,35 @@ def open_data(
     folder = Path(name).expanduser()
     if folder.is_dir(): return in_memory(ImageFolder(folder, size or 32))
     if len(folder.parts) != 1 or name.startswith("."): raise ValueError(f"there is no folder {name}")
-    try: images = torchvision_dataset(name, root, train, download=False, size=size)
-    except (RuntimeError, FileNotFoundError) as e:
-        if not isinstance(e, FileNotFoundError) and "download" not in str(e): raise
-        images = torchvision_dataset(name, root, train, size=size)              # not there, or not whole
-    return in_memory(images)
+    try: return in_memory(_downloaded(name, root, train, size))
+    except _MISTAKES: raise
+    except Exception as e: raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e     # over files and downloads torchvision raises anything
+
+def _downloaded(name:str, root:str, train:bool, size:int|None) -> Dataset:
+    "A data set of torchvision, fetched where it is missing or not whole"
+    try: return torchvision_dataset(name, root, train, download=False, size=size)
+    except FileNotFoundError: pass
+    except RuntimeError as e:
+        if "download" not in str(e): raise
+    return torchvision_dataset(name, root, train, size=size)
 
 def in_memory(
     data:Dataset, # of images, or of pairs `(image, label)`
     limit:int=2**31, # bytes
 ) -> Dataset: # a `TensorDataset` of the same, or `data` itself if it needs more than `limit`
     "Read a data set once, if it is small enough"
-    if len(data) == 0: raise ValueError("the data set is empty")
-    first = _image_and_class(data[0], 0)
+    first = _first(data)
     if len(data) * first[0].numel() * 4 > limit: return data
     items = [_image_and_class(data[i], i) for i in range(len(data))]
     for i, item in enumerate(items):
         if len(item) != len(first) or item[0].shape != first[0].shape:
             raise ValueError(f"all items must be alike, but item {i} has shape {tuple(item[0].shape)}, the first {tuple(first[0].shape)}, or one of them has no class")
     return TensorDataset(*(torch.stack(c) if isinstance(c[0], Tensor) else torch.tensor(c) for c in zip(*items)))
+
+def _first(data:Dataset) -> tuple:
+    "The first item, or an error if there is none"
+    if len(data) == 0: raise ValueError("the data set is empty")
+    return _image_and_class(data[0], 0)
 
 def _image_and_class(item, i:int) -> tuple:
     "Item `i` of a data set as `(image,)` or `(image, class)`, or an error that says what is wrong with it"
@@ -99,7 +112,7 @@ def describe(
     data:Dataset, # of images, or of pairs `(image, label)`
 ) -> dict: # `shape` of an image, `num_classes` (`None` without labels), `sigma_data`
     "What a network has to know about its data"
-    image, *label = _image_and_class(data[0], 0)
+    image, *label = _first(data)
     if image.ndim != 3 or not image.is_floating_point():
         raise ValueError(f"images must be floating point tensors of shape (channels, height, width), got {image.dtype} of shape {tuple(image.shape)}")
     tensors = isinstance(data, TensorDataset)
@@ -196,8 +209,14 @@ def _picture_to_write(path:str|None, default:str) -> Path:
     "Where a picture goes: to a path that was asked for, or to `default`, where only pictures of this program are replaced"
     place = Path(path or default).expanduser()
     if place.is_dir(): raise ValueError(f"out must be a file, but {place} is a folder")
+    _check_folder(place.parent, "lie in a folder")
     if not path: _refuse_foreign_picture(place)
     return place
+
+def _check_folder(folder:Path, what:str):
+    "Raise if a file stands where `folder` is, or shall be made"
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place) and not place.is_dir(): raise ValueError(f"out must {what}, but {place} is a file")
 
 def _refuse_foreign_picture(path:Path):
     "Raise if there is a file that this program did not write"
@@ -205,7 +224,7 @@ def _refuse_foreign_picture(path:Path):
     try:
         with Image.open(path) as picture: ours = picture.info.get("Software") == _NOTE["Software"]
     except FileNotFoundError: return
-    except OSError: ours = False
+    except Exception: ours = False          # from a file that is no picture of ours Pillow raises anything
     if not ours: raise FileExistsError(f"{path} was not written by this program and is not replaced; choose another place with --out, or move the file away")
 
 _NOTE = {"Software": "consistency_models"}      # stands in each picture, so that it is known again
@@ -252,8 +271,10 @@ def named_mask(
     width:int, # pixels
 ) -> Tensor: # 1 where to generate, shape `(1, height, width)`
     "A mask by its name, or from a picture"
-    if Path(name).expanduser().is_file(): return (read_image(name, 1, height, width, background="black") > 0).float()
-    return preset_mask(name, height, width)
+    if not Path(name).expanduser().is_file(): return preset_mask(name, height, width)
+    mask = (read_image(name, 1, height, width, background="black") > 0).float()
+    if not mask.any(): raise ValueError(f"the mask {name} has nothing white in the part that is used, so nothing would be generated; paint white where to generate")
+    return mask
 
 # %% ../nbs/14_cli.ipynb #6bd325a0
 def edit(
@@ -350,6 +371,7 @@ def evaluate(
     second:float=0.8, # noise level of the second of two steps
 ):
     "Measure the samples of a checkpoint against real images"
+    if not 0.002 <= second < 80: raise ValueError(f"second must be a noise level from 0.002 to below 80, that of the first step, got {second}")
     net = _load(model)
     if net.config["num_classes"] is None: raise ValueError(f"{model} has no classes; evaluate asks for classes and counts how often they are recognised")
     name, device = data or net.notes.get("recipe", {}).get("data"), next(net.parameters()).device
@@ -436,6 +458,7 @@ def demo(
 ):
     "Train on real handwritten digits, sample, edit, and measure"
     folder, data = Path(out).expanduser(), open_data("digits")
+    _check_folder(folder, "be a folder")
     for name in _DEMO: _refuse_foreign_picture(folder / name)
     folder.mkdir(parents=True, exist_ok=True)
     use_style()
@@ -478,7 +501,13 @@ def main(
     return 0
 
 # %% ../nbs/14_cli.ipynb #8e752cfc
-_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, torch.cuda.OutOfMemoryError)    # what a user can do something about
+def _failed(e:Exception) -> str:
+    "What to tell the user of an error"
+    text = " ".join(str(e).split())
+    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search("allocate memory|out of memory|not enough memory", text):
+        return f"there is not enough memory; ask for less at a time: {text}".removesuffix(": ")
+    if isinstance(e, _MISTAKES): return text
+    return f"{type(e).__name__}: {text}; this looks like a fault of the program: run it again with --debug and report what it shows"
 
 def _run(name:str, rest:list) -> int:
     "Run one command and return its exit code"
@@ -490,9 +519,6 @@ def _run(name:str, rest:list) -> int:
         return 130
     except Exception as e:
         if debug: traceback.print_exc()
-        text = " ".join(str(e).split())
-        if not isinstance(e, _MISTAKES):
-            text = f"{type(e).__name__}: {text}; this looks like a fault of the program: run it again with --debug and report what it shows"
-        print(f"consistency-models {name}: {text}", file=sys.stderr)
+        print(f"consistency-models {name}: {_failed(e)}", file=sys.stderr)
         return 1
     return 0

@@ -171,7 +171,7 @@ def _class_label(label) -> int|Tensor:
     except TypeError: raise ValueError(f"this set of torchvision has no classes: its labels are of type {type(label).__name__}") from None
 
 # %% ../nbs/05_data.ipynb #0cc39533
-_KINDS = {".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jif": "JPEG", ".jfif": "JPEG", ".mpo": "JPEG",
+_KINDS = {".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jif": "JPEG", ".jfif": "JPEG", ".jfi": "JPEG", ".pjpeg": "JPEG", ".pjp": "JPEG", ".mpo": "JPEG",
           ".bmp": "BMP", ".dib": "BMP", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
@@ -189,6 +189,8 @@ def _read(source, name:str, **options) -> Tensor:
 def _plain(image, background:str):
     "A PIL image of any mode in 8 bits and colour, upright, with a background where it is transparent"
     from PIL import Image
+    if image.mode == "RGB" and "transparency" in image.info and "16B" in str(image.tile):     # Pillow keeps the upper 8 of its 16 bits
+        image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
     image.load()
     try: turn = _TURNS.get(image.getexif().get(274))
     except Exception: turn = None           # damaged notes of the camera are no part of the picture
@@ -238,8 +240,10 @@ class ImageFolder(torch.utils.data.Dataset):
 
 # %% ../nbs/05_data.ipynb #c8d1f06a
 _OTHERS = {"." + name for name in (
-    "3fr ai arw avif bpg cr2 cr3 cur dds djvu dng emf eps exr fits hdr heic heics heif hif icns ico iiq j2c j2k jp2 jpc jpf jpm jpx jxl jxr kdc kra "
-    "mrw nef nrw orf pbm pcx pef pfm pgm pict pnm ppm psb psd qoi raf raw rw2 rwl sgi sr2 srf srw svg svgz tga wdp wmf x3f xbm xcf xpm").split()}
+    "3fr ai arw avci avcs avif avifs blp bpg bw cr2 cr3 crw cur dcr dcx dds djvu dng emf eps erf exr fff fit fits flc fli ftc ftu gbr hdp hdr heic "
+    "heics heif heifs hif icb icns ico iiq im j2c j2k jng jp2 jpc jpf jpm jps jpt jpx jxl jxr k25 kdc kra mef mng mos mrw msp nef nrw ora orf palm pam "
+    "pbm pcd pct pcx pef pfm pgm pic pict pnm ppm ps psb psd ptx pxr qoi raf ras raw rgb rgba rw2 rwl sgi sr2 srf srw sun svg svgz tga vda vst wbmp wdp "
+    "wmf x3f xbm xcf xpm xwd").split()}
 
 def _checked_channels(channels:int) -> int:
     "1 or 3, or an error"

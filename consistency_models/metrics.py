@@ -57,15 +57,20 @@ def _read_statistics(path, x:Tensor) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file: total, noted = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
     except SafetensorError as e: raise ValueError(f"{path} is damaged, or holds no statistics; delete it to compute them anew") from e
     if total.keys() != {"sum", "outer", "number"}: raise ValueError(f"{path} holds no statistics of features, but {', '.join(total)}")
-    if int(total["number"]) != len(x) or noted.get("samples", _fingerprint(x)) != _fingerprint(x):
+    if int(total["number"]) != len(x) or "samples" in noted and noted["samples"] != _fingerprint(x):
         raise ValueError(f"{path} holds the statistics of {int(total['number'])} other samples than these {len(x)}; name another file, or delete it to compute them anew")
     return total
 
 def _fingerprint(x:Tensor) -> str:
-    "A number that changes with the samples"
-    return sha256(str((x.dtype, x.shape)).encode() + x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    "A number that changes with the samples: with their shape, and with some of them, evenly spread"
+    some = x.detach()[::max(1, len(x) // 100)].cpu().contiguous()
+    return sha256(str((x.dtype, x.shape)).encode() + some.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 # %% ../nbs/10_metrics.ipynb #69d49e3d
+def _check_size(result:Tensor, largest:Tensor):
+    "Raise if a result is not finite, since features were too large to compute with"
+    if not result.isfinite().all(): raise ValueError(f"features must be small enough to compute with in float64, but they reach {float(largest):.3g}; scale them down")
+
 @torch.no_grad()
 def feature_statistics(
     x:Tensor, # samples, shape `(n, ...)`
@@ -81,6 +86,7 @@ def feature_statistics(
     if path and path.exists(): return _read_statistics(path, x)
     parts = [f.cpu() for f in _features(x, features, batch_size)]
     total = {"sum": sum(f.sum(0) for f in parts), "outer": sum(f.T @ f for f in parts), "number": torch.tensor(len(x))}
+    _check_size(total["outer"], max(f.abs().max() for f in parts))
     if path: write_whole(path, save(total, {"samples": _fingerprint(x)}))
     return total
 
@@ -99,7 +105,9 @@ def frechet_distance(
     if a["sum"].shape != b["sum"].shape: raise ValueError(f"the statistics are of {len(a['sum'])} features, but features returns {len(b['sum'])}")
     _warn_if_few(min(int(a["number"]), int(b["number"])), len(b["sum"]))
     (mean_a, cov_a), (mean_b, cov_b) = _moments(a), _moments(b)
-    cross = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real.sum()
+    product = cov_a @ cov_b
+    _check_size(product, max(s["outer"].diagonal().max() / s["number"] for s in (a, b)).sqrt())
+    cross = torch.linalg.eigvals(product).sqrt().real.sum()
     return ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
 # %% ../nbs/10_metrics.ipynb #0839f713
@@ -138,9 +146,9 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(c * height * width, 64), nn.ReLU())
         self.head = nn.Linear(64, num_classes)
 
-    def features(self, x:Tensor) -> Tensor: return self.body(x)
+    def features(self, x:Tensor) -> Tensor: return self.body(x.to(self.head.weight.dtype))
 
-    def forward(self, x:Tensor) -> Tensor: return self.head(self.body(x))
+    def forward(self, x:Tensor) -> Tensor: return self.head(self.features(x))
 
 # %% ../nbs/10_metrics.ipynb #92c5ec32
 def _fit_classifier(images:Tensor, labels:Tensor, steps:int, rate:float) -> Classifier:
@@ -163,7 +171,8 @@ def train_classifier(
     seed:int=0, # makes the result repeatable
 ) -> Classifier: # in evaluation mode, on the device of `images`
     "Train a `Classifier`, leaving the global random state as it was"
-    _check_labelled(images, labels)
+    labels = _check_labelled(images, labels)
+    if images.ndim != 4 or 0 in images.shape: raise ValueError(f"images must have shape (n, channels, height, width), got {tuple(images.shape)}")
     steps = check_integer(steps, "steps", 1)
     some = torch.linspace(0, len(labels) - 1, min(2000, len(labels))).long().to(labels.device)      # from all classes, in whatever order
     chance = labels[some].bincount().max().item() / len(some)
@@ -183,19 +192,21 @@ def recognition_rate(
     classifier:Classifier, # who decides
 ) -> float: # from 0 to 1
     "How often the classifier sees the class that was asked for"
-    _check_labelled(images, labels)
+    labels = _check_labelled(images, labels)
     answers = torch.cat([classifier(x) for x in images.split(2000)])
     if answers.ndim != 2 or len(answers) != len(images): raise ValueError(f"the classifier must answer with shape ({len(images)}, num_classes), got {tuple(answers.shape)}")
     _check_finite(answers, "the classifier's answers")
     return answers.argmax(1).eq(labels).float().mean().item()
 
-def _check_labelled(images:Tensor, labels:Tensor):
-    "Raise unless there is one class, a whole number from 0, for each image"
+def _check_labelled(images:Tensor, labels:Tensor) -> Tensor:
+    "The classes in int64, or an error unless there is one, a whole number from 0, for each image"
     _check_samples(images, "images", 1)
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be a tensor of whole numbers, got {getattr(labels, 'dtype', type(labels).__name__)}")
     if labels.shape != images.shape[:1]: raise ValueError(f"labels must hold one class for each image, shape ({len(images)},), got {tuple(labels.shape)}")
+    labels = labels.long()
     if labels.min() < 0: raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
+    return labels
 
 # %% ../nbs/10_metrics.ipynb #7617cfe8
 def inception_features(
@@ -223,7 +234,9 @@ def kernel_distance(
     a, b = (torch.cat(_features(x, features, batch_size)) for x in (real, fake))
     def between(u, v): return sum(poly_kernel(part, v).sum() for part in u.split(1000))         # in parts, to save memory
     def within(u): return (between(u, u) - sum(poly_kernel(part, part).trace() for part in u.split(1000))) / (len(u) * (len(u) - 1))
-    return (within(a) + within(b) - 2 * between(a, b) / (len(a) * len(b))).item()
+    distance = within(a) + within(b) - 2 * between(a, b) / (len(a) * len(b))
+    _check_size(distance, max(a.abs().max(), b.abs().max()))
+    return distance.item()
 
 # %% ../nbs/10_metrics.ipynb #c2e5737f
 def _share_inside(
@@ -233,6 +246,7 @@ def _share_inside(
 ) -> float: # share of `points` that lie in at least one ball
     "How many points lie in the neighbourhoods of others"
     radii = torch.cat([torch.cdist(part, centres).kthvalue(neighbours + 1).values for part in centres.split(1000)])
+    _check_size(radii, centres.abs().max())
     return torch.cat([(torch.cdist(part, centres) <= radii).any(1) for part in points.split(1000)]).float().mean().item()
 
 @torch.no_grad()
@@ -272,5 +286,6 @@ def consistency_error(
         x = x0 + sigma * noise
         answer = model_forward_wrapper(model, x, sigma, sigma_data, **kwargs)
         _check_finite(answer, f"the model's answers at noise level {float(sigma):g}")
-        errors.append((answer - exact_consistency_function(x, sigma, data)).square().mean().sqrt().item())
+        difference = as_double(answer) - as_double(exact_consistency_function(x, sigma, data))
+        errors.append(difference.square().mean().sqrt().item())
     return errors

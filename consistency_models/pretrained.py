@@ -11,6 +11,7 @@ import json
 import os
 import re
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
@@ -100,12 +101,13 @@ def _read_weights(config:dict, path) -> nn.Module:
     "Build the network of `config` and give it the weights in `path`"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    net = build_network(config)
+    try: net = build_network(config)
+    except ValueError as e: raise ValueError(f"{Path(path).with_name('config.json')} is none of this package: {e}") from e
     try: net.load_state_dict(load_file(path))
     except FileNotFoundError: raise ValueError(f"{Path(path).parent} holds no weights: model.safetensors is missing") from None
-    except (SafetensorError, RuntimeError) as e: raise ValueError(f"{path} is damaged, or does not fit its configuration: {e}") from e
+    except (SafetensorError, RuntimeError) as e: raise ValueError(f"{path} is damaged, or does not fit its config.json: {e}") from e
     net.notes = config.get("notes", {})
-    if not isinstance(net.notes, dict): raise ValueError(f"the notes in the configuration must be a dictionary, got {type(net.notes).__name__}")
+    if not isinstance(net.notes, dict): raise ValueError(f"the notes in {Path(path).with_name('config.json')} must be a dictionary, got {type(net.notes).__name__}")
     return net.eval().requires_grad_(False)
 
 # %% ../nbs/12_pretrained.ipynb #6cca6a03
@@ -117,10 +119,11 @@ def save_pretrained(
 ):
     "Write configuration, weights and model card to a folder; files of others in it are never replaced"
     config, card = _config_and_card(net, license, notes)
-    folder = Path(folder).expanduser()
+    folder, model = Path(folder).expanduser(), _hub_model()(net)
     _refuse_foreign_files(folder)
     (folder / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub's library would keep it
-    _hub_model()(net).save_pretrained(folder, config=config, model_card_kwargs=card)
+    config["card"] = _hash(str(model.generate_model_card(**card)).encode())
+    model.save_pretrained(folder, config=config, model_card_kwargs=card)
 
 def push_to_hub(
     net:nn.Module, # a `UNet` or an `MLP`
@@ -146,7 +149,19 @@ def _config_and_card(net:nn.Module, license:str|None, notes:dict) -> tuple[dict,
         if not isinstance(notes.get(name, {}), dict): raise TypeError(f"{name} must be a dictionary, got {type(notes[name]).__name__}")
     tables = {"Recipe": notes.get("recipe", {}), "Measured": notes.get("quality", {})}
     card = {name: notes.get(name) for name in ("title", "description", "name", "license")}
-    return network_config(net) | {"notes": notes}, card | {"tables": {k: v for k, v in tables.items() if v}}
+    config = network_config(net)
+    _check_same_tensors(net, config)
+    return config | {"notes": notes}, card | {"tables": {k: v for k, v in tables.items() if v}}
+
+def _check_same_tensors(net:nn.Module, config:dict):
+    "Raise unless the network that `config` builds can take the weights of `net`"
+    with torch.device("meta"): new = build_network(config)
+    ours, wanted = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (net, new))
+    different = sorted(k for k in ours | wanted if ours.get(k) != wanted.get(k))
+    if different:
+        shape = lambda d: f"of shape {d[different[0]]}" if different[0] in d else "missing"
+        raise ValueError(f"net must have the weights of a new {config['network']}, but {different[0]} is {shape(ours)} in net and {shape(wanted)} in a new one; "
+                         "undo what was added to its layers (a parametrization with torch.nn.utils.parametrize.remove_parametrizations), or save the weights with safetensors")
 
 def _refuse_foreign_files(folder:Path):
     "Raise if saving to `folder` would replace a file that `save_pretrained` did not write"
@@ -154,18 +169,20 @@ def _refuse_foreign_files(folder:Path):
     for name in ("config.json", "README.md", "model.safetensors"):
         path = folder / name
         if os.path.lexists(path) and not (_is_ours(path) or ours and name == "model.safetensors"):
-            raise FileExistsError(f"{path} was not written by this package and is not replaced; choose another folder, or move the file away")
+            raise FileExistsError(f"{path} was not written by this package, or was changed since, and is not replaced; choose another folder, or move the file away")
+
+def _hash(content:bytes) -> str:
+    "A number that changes with the content"
+    return sha256(content).hexdigest()
 
 def _is_ours(path:Path) -> bool:
     "Was this file of a saved model written by this package?"
     from safetensors import SafetensorError, safe_open
     try:
-        if path.name == "README.md":
-            text = path.read_text(encoding="utf-8")
-            return text.startswith("---\n") and "\nlibrary_name: consistency_models\n" in text.split("\n---\n")[0] + "\n"
-        if path.name == "config.json":
-            config = json.loads(path.read_text(encoding="utf-8"))
-            return isinstance(config, dict) and {"network", "arguments"} <= config.keys()
+        if path.name != "model.safetensors":
+            config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+            known = isinstance(config, dict) and {"network", "arguments"} <= config.keys()
+            return known and (path.name == "config.json" or config.get("card") == _hash(path.read_bytes()))
         with safe_open(path, "pt") as file: return (file.metadata() or {}).get("library_name") == "consistency_models"
     except (OSError, ValueError, SafetensorError): return False
 
@@ -185,10 +202,11 @@ def from_pretrained(
 ) -> nn.Module: # in evaluation mode, its weights frozen, with `sigma_data` and `notes`
     "Load a network with its weights"
     where = _weights() / str(name) if str(name) in bundled_checkpoints() else os.path.expanduser(name)
-    if not Path(where).is_dir() and str(name).count("/") != 1:
+    if not os.path.isdir(where) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII):
         raise ValueError(f"{str(name)!r} is no bundled checkpoint ({', '.join(bundled_checkpoints())}), no folder, and no repository like 'name/model'")
     try: net = _hub_model().from_pretrained(str(where), revision=revision).net
-    except AttributeError as e: raise ValueError(f"the configuration of {name} is none of this package: it must be a dictionary") from e
+    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{where}/config.json is damaged: {e}") from e
+    except AttributeError as e: raise ValueError(f"{where}/config.json is none of this package: it must hold a dictionary") from e
     return net.to(device)
 
 # %% ../nbs/12_pretrained.ipynb #234d9785

@@ -26,9 +26,9 @@ def ideal_denoiser(
 ) -> Tensor: # $E[x_0 | x_\sigma = x]$, shape of `x`
     "The best possible denoiser of a finite data set: Karras et al. (2022), appendix B.3"
     check_floating(x, "x")
-    points = as_double(x).flatten(1)
+    points = as_double(x)[:, None].flatten(1)
     candidates, sigma = as_double(data).to(points.device), as_double(sigma).to(points.device)
-    candidates, sigma = candidates.flatten(1), sigma.expand(len(x))
+    candidates, sigma = candidates[:, None].flatten(1), sigma.expand(len(x))
     w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2).clamp(min=1e-300)).softmax(1)    # the nearest at 0
     return (w @ candidates).reshape(x.shape).to(x)
 

@@ -2,11 +2,15 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -376,15 +380,84 @@ def test_files_that_are_missing_are_fetched(monkeypatch, missing):
     assert len(open_data("USPS")) == 2 and asked == [False, True]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("h5py is not found"), ValueError("no such split"), PermissionError("data")])
-def test_other_errors_are_not_taken_for_missing_files(monkeypatch, error):
+@pytest.mark.parametrize("error, raised", [
+    (RuntimeError("h5py is not found"), ValueError), (ValueError("no such split"), ValueError), (PermissionError("data"), PermissionError), (ImportError("scipy"), ImportError),
+    (EOFError("the stream ended"), ValueError), (zipfile.BadZipFile("no zip file"), ValueError), (HTTPException("cut off"), ValueError), (MemoryError("too much"), MemoryError)])
+def test_other_errors_are_not_taken_for_missing_files(monkeypatch, capsys, error, raised):
     asked = []
     def dataset(name, root, train=True, download=True, size=None):
         asked.append(download)
         raise error
     monkeypatch.setattr("consistency_models.cli.torchvision_dataset", dataset)
-    with pytest.raises(type(error), match=str(error)): open_data("PCAM")
+    with pytest.raises(raised, match=str(error)): open_data("PCAM")
     assert asked == [False]
+    assert main(["train", "--data", "PCAM"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert str(error) in line and "fault of the program" not in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("archive not present"), RuntimeError("Dataset not found.\nYou can download it"), URLError("no network"), EOFError()])
+def test_a_set_that_cannot_be_fetched_is_no_fault_of_the_program(monkeypatch, capsys, error):
+    def dataset(name, root, train=True, download=True, size=None):
+        raise error if download else RuntimeError("not found; use download=True")
+    monkeypatch.setattr("consistency_models.cli.torchvision_dataset", dataset)
+    assert main(["train", "--data", "ImageNet"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert ("no network" if isinstance(error, OSError) else f"train: ImageNet: {' '.join(str(error).split()) or 'EOFError'}") in line and "fault" not in line
+
+
+def test_damaged_items_of_torchvision_are_no_fault_of_the_program(monkeypatch):
+    class Damaged(Items):
+        def __getitem__(self, i): raise SyntaxError("broken PNG file")
+    monkeypatch.setattr("consistency_models.cli.torchvision_dataset", lambda *_, **__: Damaged(0, 1))
+    with pytest.raises(ValueError, match="Flowers102: broken PNG file"): open_data("Flowers102")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("no room"), torch.cuda.OutOfMemoryError("CUDA out of memory"), None])
+def test_too_little_memory_is_no_fault_of_the_program(error, monkeypatch, tmp_path, capsys):
+    command = ["sample", "digits", "--n", str(10**13), "--out", str(tmp_path / "x.png")]
+    if error: monkeypatch.setattr("consistency_models.cli._load", lambda model: (_ for _ in ()).throw(error))
+    assert main(command) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert "sample: there is not enough memory; ask for less at a time" in line and "fault of" not in line
+
+
+@pytest.mark.parametrize("error", [Image.DecompressionBombError("too large"), SyntaxError("broken PNG"), ValueError("x"), OSError("x")])
+def test_what_pillow_cannot_open_is_not_ours(error, monkeypatch, tmp_path, capsys):
+    (tmp_path / "samples.png").write_bytes(b"a picture of somebody")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image, "open", lambda *_: (_ for _ in ()).throw(error))
+    assert main(["sample", "digits", "--n", "1"]) == 1
+    assert "samples.png was not written by this program" in capsys.readouterr().err
+    assert (tmp_path / "samples.png").read_bytes() == b"a picture of somebody"
+
+
+@pytest.mark.parametrize("command, message", [
+    ("demo --out {file}", "out must be a folder, but {file} is a file"), ("demo --out {file}/sub", "out must be a folder, but {file} is a file"),
+    ("sample digits --out {file}/x.png", "out must lie in a folder, but {file} is a file"), ("train --steps 1 --out {file}", "out must be a folder, but {file} is a file"),
+    ("sample ~/nofolder", "'~/nofolder' is no bundled checkpoint"), ("sample ./nofolder", "'./nofolder' is no bundled checkpoint"), ("sample ''", "'' is no bundled checkpoint"),
+    ("sample nofolder/", "'nofolder/' is no bundled checkpoint"), ("train --steps 1 --start ./nofolder --out {file}x", "'./nofolder' is no bundled checkpoint"),
+    ("evaluate digits --second 0", "second must be a noise level from 0.002 to below 80"), ("evaluate digits --second 100", "got 100"),
+    ("evaluate digits --second 80", "got 80"), ("evaluate digits --second nan", "got nan"), ("evaluate digits --second=-1", "got -1")])
+def test_what_cannot_work_is_said_at_once(command, message, tmp_path, monkeypatch, capsys):
+    def never(*_, **__): raise AssertionError("too late")
+    for name in ("train_classifier", "sample_classes", "_save_grid"): monkeypatch.setattr(f"consistency_models.cli.{name}", never)
+    monkeypatch.chdir(tmp_path)
+    (file := tmp_path / "file.txt").write_text("mine")
+    assert main([part.format(file=file) for part in shlex.split(command)]) == 1
+    assert message.format(file=file) in capsys.readouterr().err and file.read_text() == "mine"
+
+
+def test_a_mask_without_white_is_refused(tmp_path):
+    for mode, colour in (("L", 0), ("L", 120), ("RGBA", (255, 255, 255, 0))):
+        Image.new(mode, (16, 16), colour).save(tmp_path / "mask.png")
+        with pytest.raises(ValueError, match="mask.png has nothing white"): named_mask(str(tmp_path / "mask.png"), 8, 8)
+
+
+def test_an_empty_set_has_no_description():
+    for data in (Items(), torch.utils.data.TensorDataset(torch.zeros(0, 1, 8, 8))):
+        for read in (describe, in_memory, lambda data: make_trainer(data, recipe_for("digits"))):
+            with pytest.raises(ValueError, match="the data set is empty"): read(data)
 
 
 def test_memory_holds_the_same_data(folder):

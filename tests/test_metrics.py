@@ -275,3 +275,56 @@ def test_consistency_error_takes_sigma_data_from_the_model():
     errors = [consistency_error(net, data, [1.0], generator=seeded(), **given) for given in ({}, {"sigma_data": 0.7})]
     assert errors[0] == errors[1]
     with pytest.warns(UserWarning, match="built for 0.7"): consistency_error(net, data, [1.0], sigma_data=0.5)
+
+
+def test_consistency_error_of_plain_numbers_and_of_half_precision():
+    data = gaussian(30)
+    off = as_network(lambda x, sigma: exact_consistency_function(x, sigma, data) + 0.1)
+    assert consistency_error(off, data, [1.0, 20.0], 20, generator=seeded()) == pytest.approx([0.1, 0.1], abs=1e-3)
+    far = as_network(lambda x, sigma: exact_consistency_function(x, sigma, data.half()) + 1000)
+    assert consistency_error(far, data.half(), [1.0], 20, generator=seeded()) == pytest.approx([1000], rel=1e-2)
+
+
+@pytest.mark.parametrize("images", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("labels", [torch.int32, torch.int16, torch.uint8])
+def test_a_classifier_learns_from_images_and_classes_of_every_type(images, labels):
+    x, y = load_digits()
+    x, y = x.to(images), y.to(labels)
+    judge = train_classifier(x, y, 40)
+    assert recognition_rate(x, y, judge) > 0.8 and judge.features(x[:3]).shape == (3, 64) and judge.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:, 0], lambda x: x.flatten(1), lambda x: x[:, :, None], lambda x: x[:, :0], lambda x: x[..., :0]])
+def test_a_classifier_is_of_images(change):
+    images, labels = load_digits()
+    with pytest.raises(ValueError, match=r"images must have shape \(n, channels, height, width\), got \(1797,"): train_classifier(change(images), labels, 1)
+
+
+@pytest.mark.parametrize("metric", [frechet_distance, kernel_distance, precision_recall])
+@pytest.mark.parametrize("grown", ["both", "real", "fake"])
+def test_features_too_large_to_compute_with_are_refused(metric, grown):
+    a, b = gaussian(40, 3), gaussian(40, 3, seed=1)
+    def features(x): return x.double() * (1e200 if grown == "both" or (x is a) == (grown == "real") else 1)
+    with pytest.raises(ValueError, match=r"features must be small enough to compute with in float64, but they reach .*e\+200"):
+        metric(a, b, lambda x: features(a if torch.equal(x, a) else b))
+
+
+def test_statistics_too_large_to_compute_with_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="features must be small enough"): feature_statistics(gaussian(40, 3), lambda x: x.double() * 1e200, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+    large = feature_statistics(gaussian(40, 3), lambda x: x.double() * 1e100)
+    with pytest.raises(ValueError, match=r"features must be small enough .*e\+(99|100)"): frechet_distance(large, gaussian(40, 3, seed=1), lambda x: x.double() * 1e100)
+
+
+def test_reading_statistics_looks_at_some_samples_alone_and_at_none_without_need(tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+    x, path, hashed = gaussian(50_000, 8), tmp_path / "real.safetensors", []
+    feature_statistics(x, flat, path)
+    real = metrics.sha256
+    monkeypatch.setattr(metrics, "sha256", lambda content: hashed.append(len(content)) or real(content))
+    feature_statistics(x, flat, path)
+    assert len(hashed) == 1 and hashed[0] < 200 * 8 * 4
+    with pytest.raises(ValueError, match="other samples"): feature_statistics(x + 1, flat, path)
+    save_file(load_file(path), path)                # a file without a note on its samples
+    hashed.clear()
+    assert feature_statistics(x, flat, path)["number"] == 50_000 and not hashed

@@ -2,12 +2,14 @@
 
 import inspect
 import io
+import json
 import math
 import pickle
 import struct
 import time
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -508,12 +510,20 @@ def test_twelve_bits_are_not_taken_for_sixteen():
     assert read_image(tiff_of_12_bits(), 1, 1, 4).flatten().tolist() == pytest.approx([-1, 1, 0, -1], abs=0.01)
 
 
-def png_of_16_bits(values, kind):
-    """A PNG of 16 bits a value; kind 4 is grey with alpha, 6 colour with alpha"""
+def png_of_16_bits(values, kind, transparent=None):
+    """A PNG of 16 bits a value; kind 2 is colour, perhaps with one that is transparent, 4 grey with alpha, 6 colour with alpha"""
     chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    seen_through = chunk(b"tRNS", struct.pack(">3H", *transparent)) if transparent else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + seen_through + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("hidden", [(1000, 40000, 65535), (200, 100, 50), (0, 0, 65280), (65535, 65535, 0)])
+def test_one_transparent_colour_of_16_bits_is_white(hidden):
+    picture = png_of_16_bits(np.array([[(0, 20000, 0), hidden, (30000, 0, 30000)]]), 2, hidden)
+    expected = torch.tensor([[0, 20000 >> 8, 0], [255, 255, 255], [30000 >> 8, 0, 30000 >> 8]]).T[:, None] / 127.5 - 1
+    assert torch.allclose(read_image(picture, 3, 1, 3), expected, atol=0.01)
 
 
 def hidden_black():
@@ -649,19 +659,44 @@ def test_linked_folders_are_followed_once(tmp_path):
     assert sorted(f.name for f in ImageFolder(tmp_path / "own", 4).files) == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize("suffix", (".jfif", ".jpe", ".JIF", ".dib", ".apng", ".mpo", ".JPEG", ".Gif"))
+@pytest.mark.parametrize("suffix", (".jfif", ".jpe", ".JIF", ".jfi", ".pjpeg", ".pjp", ".dib", ".apng", ".mpo", ".JPEG", ".Gif"))
 def test_rarer_names_of_the_same_formats_are_read(tmp_path, suffix):
     picture(tmp_path / "a.png")
     picture(tmp_path / f"b{suffix}")
     assert len(ImageFolder(tmp_path, 4)) == 2 and ImageFolder(tmp_path, 4)[1].shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("suffix", (".heic", ".AVIF", ".svg", ".psd", ".raw", ".CR2", ".jp2", ".jxl", ".tga", ".ppm", ".dng"))
+@pytest.mark.parametrize("suffix", (".heic", ".AVIF", ".svg", ".psd", ".raw", ".CR2", ".jp2", ".jxl", ".tga", ".ppm", ".dng",
+                                    ".avifs", ".rgb", ".rgba", ".bw", ".fit", ".pcd", ".wbmp"))
 def test_pictures_that_are_left_out_are_counted_and_one_is_named(tmp_path, suffix):
     for name in ("b", "a"): (tmp_path / f"{name}{suffix}").write_bytes(b"?")
     with pytest.raises(ValueError, match=f"no images.*2 of other kinds, such as .*a{suffix}"): ImageFolder(tmp_path)
     picture(tmp_path / "c.png")
     with pytest.warns(UserWarning, match=f"2 of other kinds, such as .*a{suffix}, are left out"): assert len(ImageFolder(tmp_path)) == 1
+
+
+def test_pictures_that_pillow_knows_are_read_or_counted():
+    """All but documents, films and tables of numbers"""
+    from PIL import Image
+
+    from consistency_models.data import _KINDS, _OTHERS
+    Image.init()
+    assert Image.registered_extensions().keys() - _KINDS.keys() - _OTHERS <= {".pdf", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".iim"} and not _KINDS.keys() & _OTHERS
+
+
+def test_the_survey_of_the_lesson_agrees_with_the_folder(tmp_path):
+    lesson = json.loads((Path(__file__).parent.parent / "nbs/tutorials/05_your_own_images.ipynb").read_text(encoding="utf-8"))
+    code, = ("".join(cell["source"]) for cell in lesson["cells"] if "def survey" in "".join(cell["source"]))
+    exec(code, names := {"ImageFolder": ImageFolder, "Image": Image, "torch": torch})
+    for name in ("own/a.png", "own/.hidden.png", "own/.git/b.png", "else/c.jfif"): picture(tmp_path / name)
+    (tmp_path / "own" / "link").symlink_to(tmp_path / "else")
+    (tmp_path / "own" / "notes.txt").write_text("no picture")
+    (tmp_path / "own" / "._a.png").write_bytes(b"?")
+    for name in ("fake.jpg", "d.heic"): (tmp_path / "own" / name).write_bytes(b"?")
+    Image.fromarray(np.full((3, 3), 7, np.float32)).save(tmp_path / "own" / "float.tif")
+    with pytest.warns(UserWarning, match="1 of other kinds, such as .*d.heic"): sizes, broken = names["survey"](tmp_path / "own")
+    assert sizes.tolist() == [[4, 4], [4, 4]]
+    assert len(broken) == 2 and "fake.jpg is no picture" in broken[0] and "float.tif is no picture" in broken[1] and "[0, 1]" in broken[1]
 
 
 def test_grey_and_colour_may_be_mixed_and_one_picture_is_a_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -296,6 +297,16 @@ def test_ideal_denoiser_takes_a_level_for_each_sample():
     data, x, sigma = gaussian(40, 3), gaussian(5, 3, seed=1), torch.tensor([0.1, 0.5, 1., 5., 80.])
     one_by_one = torch.cat([ideal_denoiser(x[i:i + 1], s, data) for i, s in enumerate(sigma)])
     assert torch.allclose(ideal_denoiser(x, sigma, data), one_by_one)
+
+
+def test_exact_answers_for_plain_numbers_are_those_for_points_of_one_coordinate():
+    data, x, sigma = gaussian(30), 3 * gaussian(5, seed=1), torch.tensor([0.01, 0.1, 1.0, 5.0, 80.0])
+    for exact in (ideal_denoiser, exact_consistency_function, partial(exact_consistency_function, path=True)):
+        answer = exact(x, sigma, data)
+        assert answer.shape[-1:] == x.shape and torch.equal(answer, exact(x[:, None], sigma, data[:, None])[..., 0])
+    weights = torch.softmax(-(x[:, None] - data).double() ** 2 / (2 * sigma[:, None].double() ** 2), 1)
+    assert torch.allclose(ideal_denoiser(x, sigma, data), (weights @ data.double()).float(), atol=1e-5)
+    assert ideal_denoiser(x[:0], 1.0, data).shape == (0,)
 
 
 def test_ideal_denoiser_works_on_images_as_on_flat_data():

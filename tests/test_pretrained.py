@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import shake
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import prune
 
 from consistency_models import (
     MLP,
@@ -69,7 +70,8 @@ def test_bundled_cards_keep_their_license(name):
 
 # Files of others
 
-FOREIGN = {"README.md": [b"# My thesis\n", b"---\nlibrary_name: diffusers\n---\n# Theirs\n", b"# About\n---\nlibrary_name: consistency_models\n---\n", b"", b"\xff\xfe"],
+FOREIGN = {"README.md": [b"# My thesis\n", b"---\nlibrary_name: diffusers\n---\n# Theirs\n", b"# About\n---\nlibrary_name: consistency_models\n---\n", b"", b"\xff\xfe",
+                         b"---\nlibrary_name: consistency_models\n---\n# By hand\n"],
            "config.json": [b"{}", b"[1]", b'{"architectures": ["Bert"]}', b"not json", b"\xff"], "model.safetensors": [b"", b"other weights", bytes(100)]}
 
 
@@ -92,7 +94,7 @@ def test_weights_of_others_are_never_replaced(tmp_path):
 
 def test_files_of_this_package_are_replaced_also_those_of_a_save_that_was_cut_off(tmp_path):
     (tmp_path / "my own.txt").write_text("stays")
-    for left in (["README.md", "config.json", "model.safetensors"], ["model.safetensors"], ["config.json", "README.md"], ["README.md"]):
+    for left in (["README.md", "config.json", "model.safetensors"], ["model.safetensors"], ["config.json", "README.md"], ["config.json", "model.safetensors"]):
         save_pretrained(unet(), tmp_path)
         for path in set(tmp_path.iterdir()) - {tmp_path / name for name in [*left, "my own.txt"]}: path.unlink()
         save_pretrained(mlp := shake(MLP(3, width=8)), tmp_path)
@@ -100,13 +102,51 @@ def test_files_of_this_package_are_replaced_also_those_of_a_save_that_was_cut_of
     assert (tmp_path / "my own.txt").read_text() == "stays"
 
 
-def test_a_copy_of_bundled_weights_is_known_as_ours(tmp_path):
+def test_of_a_copy_of_bundled_weights_the_card_stays(tmp_path):
+    """Their configuration holds no hash of the card, so nobody knows who wrote it"""
     import shutil
 
     import consistency_models
     shutil.copytree(Path(consistency_models.__file__).parent / "weights" / "digits", tmp_path / "copy")
+    with pytest.raises(FileExistsError, match="README.md"): save_pretrained(unet(), tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").unlink()
     save_pretrained(unet(), tmp_path / "copy")
     assert from_pretrained(tmp_path / "copy").config["num_classes"] == 3
+
+
+@pytest.mark.parametrize("change", [lambda b: b + b"\nMy notes.\n", lambda b: b.replace(b"A consistency model", b"My model"),
+                                    lambda b: b"---\nlibrary_name: consistency_models\n---\n",
+                                    lambda b: b.replace(b"\n", b"\r\n"), lambda b: b""])
+def test_a_card_that_somebody_changed_is_never_replaced(tmp_path, change):
+    save_pretrained(unet(), tmp_path, description="Grüße\r\n")
+    save_pretrained(unet(), tmp_path)                  # unchanged, it is replaced
+    card = tmp_path / "README.md"
+    card.write_bytes(change(card.read_bytes()))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="README.md was not written by this package, or was changed since"): save_pretrained(MLP(2, 8, 1), tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before and from_pretrained(tmp_path).notes == {}
+
+
+@pytest.mark.parametrize("change, name", [
+    (lambda net: torch.nn.utils.parametrizations.spectral_norm(net.out), r"out\.parametrizations\.weight\.0\._u"),
+    (lambda net: torch.nn.utils.parametrizations.weight_norm(net.out), r"out\.parametrizations\.weight\.original0"),
+    (lambda net: prune.identity(net.out, "weight"), r"out\.weight"),
+    (lambda net: net.register_buffer("count", torch.zeros(1)), r"count is of shape \(1,\) in net and missing"),
+    (lambda net: setattr(net, "out", torch.nn.Identity()), r"out\.bias is missing in net"),
+    (lambda net: setattr(net, "out", torch.nn.Linear(8, 5)), r"out\.bias is of shape \(5,\)")])
+def test_a_network_that_could_not_be_loaded_again_is_not_saved(tmp_path, change, name):
+    change(net := MLP(2, 8, 1))
+    with pytest.raises(ValueError, match=f"{name}.*undo what was added"): save_pretrained(net, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_network_without_its_parametrization_is_saved(tmp_path):
+    whole = MLP(2, 8, 1)
+    torch.nn.utils.parametrizations.spectral_norm(whole.out)
+    torch.nn.utils.parametrize.remove_parametrizations(whole.out, "weight")
+    state = torch.random.get_rng_state()
+    save_pretrained(whole, tmp_path)
+    assert torch.equal(state, torch.random.get_rng_state()) and torch.equal(from_pretrained(tmp_path).out.weight, whole.out.weight)
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
@@ -144,7 +184,7 @@ def test_bundled_digits_are_digits():
 
 # Refusals
 
-@pytest.mark.parametrize("name", ["nothing", "a/b/c", "/no/such/folder", "../digits/x"])
+@pytest.mark.parametrize("name", ["nothing", "a/b/c", "/no/such/folder", "../digits/x", "", "~/nofolder", "./nofolder", "../x", "nofolder/", "/x", "a b/c", ".hidden/x"])
 def test_unknown_name_is_a_clear_error(name):
     with pytest.raises(ValueError, match="no bundled checkpoint"): from_pretrained(name)
 
@@ -160,13 +200,13 @@ def saved(tmp_path, **changes):
                                      {"arguments": {"channels": [8, 32]}}, {"arguments": {"channels": []}}, {"arguments": {"channels": {"a": 1}}},
                                      {"arguments": {"num_classes": -2}}, {"notes": None}, {"notes": [1]}])
 def test_foreign_configuration_is_a_clear_error(tmp_path, changes):
-    with pytest.raises(ValueError): from_pretrained(saved(tmp_path, **changes))
+    with pytest.raises(ValueError, match=r"config\.json"): from_pretrained(saved(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("text", ["[1]", "null", '"x"', "3", "{"])
+@pytest.mark.parametrize("text", [b"[1]", b"null", b'"x"', b"3", b"{", b"", b"\xff\xfe"])
 def test_configuration_file_must_hold_a_dictionary(tmp_path, text):
-    (saved(tmp_path) / "config.json").write_text(text)
-    with pytest.raises(ValueError): from_pretrained(tmp_path)
+    (saved(tmp_path) / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=f"{tmp_path}/?config.json|{tmp_path} has no config.json"): from_pretrained(tmp_path)
 
 
 def test_configuration_must_be_a_dictionary():
