@@ -597,6 +597,11 @@ def _only_writer(folder:Path):
         finally: _LOCKS.discard(file)
 
 @patch
+def checkpoints(self:Trainer) -> list[Path]:
+    "The checkpoints in `out`, oldest first"
+    return sorted((self.out / "checkpoints").glob("[0-9]" * 9 + ".safetensors")) if self.out else []
+
+@patch
 @contextmanager
 def _alone(self:Trainer):
     "Keep others from training this trainer, and from writing to its folder"
@@ -711,11 +716,6 @@ def read_checkpoint(
     return tensors, facts
 
 # %% ../nbs/11_trainer.ipynb #2072eef1
-@patch
-def checkpoints(self:Trainer) -> list[Path]:
-    "The checkpoints in `out`, oldest first"
-    return sorted((self.out / "checkpoints").glob("[0-9]" * 9 + ".safetensors")) if self.out else []
-
 @patch
 def save(self:Trainer):
     "Write a checkpoint of the current step and drop the oldest ones; only the main process writes"

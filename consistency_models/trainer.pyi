@@ -77,10 +77,10 @@ class Trainer(RunOptions):
     def __post_init__(self):
         ...
 
-    def train(self) -> Iterator[TrainingState]:
+    def checkpoints(self) -> list[Path]:
         ...
 
-    def checkpoints(self) -> list[Path]:
+    def train(self) -> Iterator[TrainingState]:
         ...
 
     def save(self):

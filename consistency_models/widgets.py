@@ -75,6 +75,15 @@ class Live(ipywidgets.VBox):
         for control in controls.values(): control.observe(self.refresh, "value")
         self.refresh()
 
+    def close(self):
+        "Close all parts and release what the drawing function holds"
+        def parts(widget): return [widget, *(p for child in getattr(widget, "children", ()) for p in parts(child))]
+        for part in parts(self)[1:]:
+            part.unobserve_all()
+            part.close()
+        self.draw = None
+        super().close()
+
 # %% ../nbs/13_widgets.ipynb #c53b2275
 @patch
 def values(self:Live) -> dict:
@@ -107,17 +116,6 @@ def hold(self:Live):
     try: yield
     finally: self.held = False
     self.refresh()
-
-# %% ../nbs/13_widgets.ipynb #cd90eb94
-@patch
-def close(self:Live):
-    "Close all parts and release what the drawing function holds"
-    def parts(widget): return [widget, *(p for child in getattr(widget, "children", ()) for p in parts(child))]
-    for part in parts(self)[1:]:
-        part.unobserve_all()
-        part.close()
-    self.draw = None
-    ipywidgets.VBox.close(self)
 
 # %% ../nbs/13_widgets.ipynb #8cf63972
 @torch.no_grad()

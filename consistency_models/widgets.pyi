@@ -18,6 +18,9 @@ class Live(ipywidgets.VBox):
     def __init__(self, draw: Callable, controls: dict, top=..., beside=...):
         ...
 
+    def close(self):
+        ...
+
     def values(self) -> dict:
         ...
 
@@ -28,9 +31,6 @@ class Live(ipywidgets.VBox):
         ...
 
     def hold(self):
-        ...
-
-    def close(self):
         ...
 
 def sample_steps(net, n: int, sigmas, seed: int=..., label: int=..., clip: bool=...) -> list:

@@ -73,7 +73,7 @@ def test_changes_that_belong_together_are_drawn_once():
 
 def test_a_script_with_a_widget_ends():
     run = subprocess.run([sys.executable, "-c", "from consistency_models.widgets import *; editing_explorer('digits')"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0 and run.stderr == "", run.stderr
 
 
 @pytest.mark.parametrize("make", (w.sampling_explorer, w.editing_explorer))
