@@ -200,7 +200,8 @@ def finished(folder, device):
     return int(steps.split()[0]), Path(folder, "final.safetensors").read_bytes()
 
 
-@devices
+@needs_cuda      # test_trainer.py kills runs on the CPU
+@pytest.mark.parametrize("device", ["cuda"])
 def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, device):
     starts = []
     for steps in (6, 11):
