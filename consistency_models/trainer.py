@@ -20,7 +20,6 @@ import re
 import signal
 import tempfile
 import threading
-import time
 import warnings
 import weakref
 import zlib

@@ -35,7 +35,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 # %% ../nbs/13_widgets.ipynb #5fa33096
 from .data import colour_shapes, load_digits, read_image, spiral, two_moons
-from .editing import LUMINANCE, colorize, denoise, editing_sigmas, inpaint, interpolate_latents, preset_mask, stroke_to_image, super_resolve
+from .editing import LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image, super_resolve
 from .losses import pseudo_huber_loss
 from .parameterization import input_scaling, noise_conditioning, output_scaling, sigma_data_of, skip_scaling
 from .pretrained import from_pretrained
@@ -43,7 +43,7 @@ from .sampling import ConsistencySamplingAndEditing
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
 from .trainer import LossByLevel, Trainer, TrainingState, _close
 from .training import exact_consistency_function
-from .utils import check_integer, default_device, image_grid, to_png, use_style
+from .utils import check_integer, default_device, image_grid, use_style
 
 # %% ../nbs/13_widgets.ipynb #68ac444b
 _WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
