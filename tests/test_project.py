@@ -291,7 +291,7 @@ def test_no_code_asks_for_cuda_outright(path):
 
 
 def test_list_of_names_is_what_the_modules_export():
-    stored = next("".join(o["text"]) for c in cells(ROOT / "nbs/15_api.ipynb", "code") for o in c["outputs"] if o["output_type"] == "stream")
+    stored = next("".join(o["text"]) for c in cells(ROOT / "nbs/99_api.ipynb", "code") for o in c["outputs"] if o["output_type"] == "stream")
     shown = {name for line in stored.splitlines() for name in line.replace(",", " ").split()[1:]}
     assert shown == set(import_module("consistency_models.consistency_models").__all__)
 
@@ -299,7 +299,7 @@ def test_list_of_names_is_what_the_modules_export():
 # Exercises
 
 EXERCISE = re.compile(r"\*\*Exercise (\d+)")
-PLAIN = {"index", "benchmarks", "contributing", "15_api", "app"}  # pages without exercises
+PLAIN = {"index", "benchmarks", "contributing", "99_api", "app"}  # pages without exercises
 
 
 def exercises(path):

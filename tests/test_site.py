@@ -74,13 +74,13 @@ def test_every_public_name_has_a_signature(site, module):
 
 
 def test_names_in_backticks_become_links(site):
-    page = json.loads((site / "_proc/08_sampling.ipynb").read_text(encoding="utf-8"))
+    page = json.loads((site / "_proc/18_sampling.ipynb").read_text(encoding="utf-8"))
     text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
     assert f"[`model_forward_wrapper`]({settings()['doc_host']}{settings()['doc_baseurl']}/parameterization.html#model_forward_wrapper)" in text
 
 
 def test_source_of_exported_functions_is_shown(site):
-    page = json.loads((site / "_proc/08_sampling.ipynb").read_text(encoding="utf-8"))
+    page = json.loads((site / "_proc/18_sampling.ipynb").read_text(encoding="utf-8"))
     assert any("def _walk(" in "".join(c["source"]) for c in page["cells"])
 
 
