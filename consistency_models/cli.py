@@ -22,16 +22,17 @@ from fastcore.script import anno_parser
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from .data import ImageFolder, colour_shapes, load_digits, measure_sigma_data, read_image, torchvision_dataset
+from .checks import check_integer
+from .data import ImageFolder, color_shapes, load_digits, measure_sigma_data, torchvision_dataset
 from .editing import inpaint, interpolate_latents, preset_mask
+from .improved_consistency_training import ImprovedConsistencyTraining
 from .metrics import Classifier, frechet_distance, recognition_rate, train_classifier
 from .networks import UNet
+from .pictures import image_grid, read_image, show_images, use_style
 from .pretrained import _refuse_foreign_files, from_pretrained, save_pretrained
 from .sampling import ConsistencySamplingAndEditing, trajectory
 from .trainer import Trainer, new_accelerator, progress
-from .improved_consistency_training import ImprovedConsistencyTraining
-from .checks import check_integer
-from .utils import default_device, image_grid, show_images, use_style
+from .utils import default_device
 
 # %% ../nbs/45_cli.ipynb #3b0d03fe
 RECIPES = {
@@ -60,7 +61,7 @@ def open_data(
     "A data set by its name or folder"
     if name == "digits" and size not in (None, 8): raise ValueError("the digits are 8 by 8 and have no other size")
     if name == "digits": return TensorDataset(*load_digits())
-    if name == "shapes": return TensorDataset(*colour_shapes(20_000 if train else 4_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
+    if name == "shapes": return TensorDataset(*color_shapes(20_000 if train else 4_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
     folder = Path(name).expanduser()
     if folder.is_dir(): return in_memory(ImageFolder(folder, size or 32))
     if len(folder.parts) != 1 or name.startswith("."): raise ValueError(f"there is no folder {name}")
