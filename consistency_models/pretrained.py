@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'network_config', 'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints',
-           'from_pretrained', 'DiffusersUNet', 'from_diffusers']
+           'from_pretrained', 'sample', 'DiffusersUNet', 'from_diffusers']
 
 # %% ../nbs/34_pretrained.ipynb #d9e4557e
 import json
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from .networks import MLP, UNet
-from .parameterization import Precondition
-from .utils import write_whole
+from .parameterization import Precondition, sigma_data_of
+from .sampling import ConsistencySamplingAndEditing
+from .utils import as_tensor, check_integer, default_device, write_whole
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}
@@ -208,6 +209,69 @@ def from_pretrained(
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{where}/config.json is damaged: {e}") from e
     except AttributeError as e: raise ValueError(f"{where}/config.json is none of this package: it must hold a dictionary") from e
     return net.to(device)
+
+# %% ../nbs/34_pretrained.ipynb #0efcf39a
+def num_classes_of(
+    net, # any network
+) -> int: # 0 without classes
+    "How many classes a network knows"
+    return getattr(net, "config", {}).get("num_classes") or 0
+
+def class_labels(
+    net, # a network with or without classes
+    n:int, # how many samples are wanted
+    labels=None, # `None`: each class in turn; one class; a list or tensor of classes, repeated as needed
+) -> dict: # `{"class_labels": tensor of shape (n,)}` on the network's device; `{}` without classes
+    "Keyword arguments that ask a network for classes"
+    classes = num_classes_of(net)
+    if not classes:
+        if labels is None: return {}
+        raise ValueError("this model has no classes, so none can be asked for; leave labels out")
+    chosen = as_tensor(range(classes) if labels is None else labels, "labels").reshape(-1)
+    if chosen.is_floating_point() or chosen.dtype == torch.bool or not len(chosen):
+        raise TypeError(f"labels must be whole numbers such as 3 or [0, 1], got {labels!r}")
+    if chosen.min() < 0 or chosen.max() >= classes:
+        raise ValueError(f"labels must be classes from 0 to {classes - 1}, "
+                         f"got {int(chosen.min())} to {int(chosen.max())}")
+    return {"class_labels": chosen.long().repeat(-(-n // len(chosen)))[:n].to(_device_of(net))}
+
+def _device_of(net) -> torch.device:
+    "Where a network lives"
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
+
+# %% ../nbs/34_pretrained.ipynb #f97a0b13
+@torch.no_grad()
+def sample(
+    net, # a trained network
+    n:int, # how many
+    sigmas=(80., 0.8), # noise levels, descending
+    labels=None, # `None`: each class in turn; one class; a list or tensor of classes, repeated as needed
+    seed:int=0, # of the noise, which is drawn on the CPU
+    shape=None, # of one sample; what the network's notes say if `None`
+) -> Tensor: # samples in [-1, 1], shape `(n, *shape)`, on the network's device
+    "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023)"
+    n = check_integer(n, "n", 1)
+    shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
+    if shape is None: raise ValueError("shape must be given, since the network has no notes of it")
+    sampler = ConsistencySamplingAndEditing(sigma_data=sigma_data_of(net) or 0.5)
+    generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
+    parts = [sampler(net, torch.empty(min(2000, n - i), *shape, device=_device_of(net)), sigmas,
+                     clip_denoised=True, generator=generator,
+                     **{k: v[i:i + 2000] for k, v in classes.items()}) for i in range(0, n, 2000)]
+    return torch.cat(parts)
+
+# %% ../nbs/34_pretrained.ipynb #3810f139
+def load_image_model(
+    model, # a name for `from_pretrained`, or a network
+    device:torch.device|None=None, # where it works; the fastest if `None`
+) -> nn.Module: # in evaluation mode; `notes["shape"]` is channels, height and width
+    "A network that makes pictures"
+    net = model if isinstance(model, nn.Module) else from_pretrained(model)
+    shape = getattr(net, "notes", {}).get("shape", ())
+    if len(shape) != 3:
+        raise ValueError("the notes of the model must hold the shape of its images, [channels, height, "
+                         f"width], got {list(shape)}; save it with save_pretrained(..., shape=...)")
+    return net.to(device or default_device()).eval()
 
 # %% ../nbs/34_pretrained.ipynb #234d9785
 class DiffusersUNet(nn.Module):
