@@ -121,7 +121,7 @@ def save_pretrained(
     "Write configuration, weights and model card to a folder; files of others in it are never replaced"
     config, card = _config_and_card(net, license, notes)
     folder, model = Path(folder).expanduser(), _hub_model()(net)
-    _refuse_foreign_files(folder)
+    refuse_foreign_files(folder)
     (folder / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub's library would keep it
     config["card"] = _hash(str(model.generate_model_card(**card)).encode())
     model.save_pretrained(folder, config=config, model_card_kwargs=card)
@@ -164,14 +164,6 @@ def _check_same_tensors(net:nn.Module, config:dict):
         raise ValueError(f"net must have the weights of a new {config['network']}, but {different[0]} is {shape(ours)} in net and {shape(wanted)} in a new one; "
                          "undo what was added to its layers (a parametrization with torch.nn.utils.parametrize.remove_parametrizations), or save the weights with safetensors")
 
-def _refuse_foreign_files(folder:Path):
-    "Raise if saving to `folder` would replace a file that `save_pretrained` did not write"
-    ours = _is_ours(folder / "config.json")
-    for name in ("config.json", "README.md", "model.safetensors"):
-        path = folder / name
-        if os.path.lexists(path) and not (_is_ours(path) or ours and name == "model.safetensors"):
-            raise FileExistsError(f"{path} was not written by this package, or was changed since, and is not replaced; choose another folder, or move the file away")
-
 def _hash(content:bytes) -> str:
     "A number that changes with the content"
     return sha256(content).hexdigest()
@@ -186,6 +178,15 @@ def _is_ours(path:Path) -> bool:
             return known and (path.name == "config.json" or config.get("card") == _hash(path.read_bytes()))
         with safe_open(path, "pt") as file: return (file.metadata() or {}).get("library_name") == "consistency_models"
     except (OSError, ValueError, SafetensorError): return False
+
+# %% ../nbs/34_pretrained.ipynb #96dbc20d
+def refuse_foreign_files(folder:Path):
+    "Raise if saving to `folder` would replace a file that `save_pretrained` did not write"
+    ours = _is_ours(folder / "config.json")
+    for name in ("config.json", "README.md", "model.safetensors"):
+        path = folder / name
+        if os.path.lexists(path) and not (_is_ours(path) or ours and name == "model.safetensors"):
+            raise FileExistsError(f"{path} was not written by this package, or was changed since, and is not replaced; choose another folder, or move the file away")
 
 # %% ../nbs/34_pretrained.ipynb #f57b2060
 def bundled_checkpoints() -> list[str]: # such as `["digits", "mnist"]`
@@ -255,10 +256,12 @@ def sample(
     if shape is None: raise ValueError("shape must be given, since the network has no notes of it")
     sampler = ConsistencySamplingAndEditing(sigma_data=sigma_data_of(net) or 0.5)
     generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
-    parts = [sampler(net, torch.empty(min(2000, n - i), *shape, device=_device_of(net)), sigmas,
-                     clip_denoised=True, generator=generator,
-                     **{k: v[i:i + 2000] for k, v in classes.items()}) for i in range(0, n, 2000)]
-    return torch.cat(parts)
+    samples = torch.empty(n, *shape, device=_device_of(net))
+    for start in range(0, n, 2000):
+        part = slice(start, start + 2000)
+        samples[part] = sampler(net, samples[part], sigmas, clip_denoised=True, generator=generator,
+                                **{k: v[part] for k, v in classes.items()})
+    return samples
 
 # %% ../nbs/34_pretrained.ipynb #3810f139
 def load_image_model(
