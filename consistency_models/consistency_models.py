@@ -13,10 +13,10 @@ __all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_float
            'gaussian_consistency_function', 'as_network', 'pseudo_huber_loss', 'lpips_network', 'lpips_loss',
            'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'check_inputs', 'embed_labels', 'ResidualLayer',
            'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet', 'two_moons', 'spiral',
-           'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder', 'read_image',
-           'measure_sigma_data', 'ideal_denoiser', 'exact_consistency_function', 'add_noise', 'consistency_pair',
-           'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining', 'sigmas_like',
-           'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'check_mask', 'keep_known',
+           'eight_gaussians', 'load_digits', 'color_shapes', 'torchvision_dataset', 'ImageFolder', 'open_data',
+           'measure_sigma_data', 'read_image', 'ideal_denoiser', 'exact_consistency_function', 'add_noise',
+           'consistency_pair', 'ConsistencyTrainingOutput', 'check_settings', 'check_batch', 'ConsistencyTraining',
+           'sigmas_like', 'ImprovedConsistencyTraining', 'check_sigmas', 'identity', 'check_mask', 'keep_known',
            'ConsistencySamplingAndEditing', 'slerp', 'check_interpolation', 'LUMINANCE', 'Operator', 'editing_sigmas',
            'edit', 'inpaint', 'preset_mask', 'outpaint', 'orthogonal_basis', 'in_basis', 'colorization', 'colorize',
            'split_patches', 'join_patches', 'super_resolution', 'super_resolve', 'stroke_to_image', 'denoise',
@@ -34,6 +34,7 @@ from .losses import *
 from .metrics import *
 from .networks import *
 from .parameterization import *
+from .pictures import *
 from .pretrained import *
 from .sampling import *
 from .schedules import *
@@ -56,7 +57,9 @@ _all_ = [
     # networks
     "NoiseEmbedding", "scale_inputs", "check_inputs", "embed_labels", "ResidualLayer", "MLP", "group_norm", "zero_init", "ResBlock", "SelfAttention", "UNet",
     # data
-    "two_moons", "spiral", "eight_gaussians", "load_digits", "colour_shapes", "torchvision_dataset", "ImageFolder", "read_image", "measure_sigma_data",
+    "two_moons", "spiral", "eight_gaussians", "load_digits", "color_shapes", "torchvision_dataset", "ImageFolder", "open_data", "measure_sigma_data",
+    # pictures
+    "read_image",
     # training
     "ideal_denoiser", "exact_consistency_function", "add_noise", "consistency_pair", "ConsistencyTrainingOutput", "check_settings", "check_batch", "ConsistencyTraining", "sigmas_like",
     "ImprovedConsistencyTraining",
