@@ -22,7 +22,7 @@ from fastcore.docments import docments
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .recipes import open_data
+from .data import open_data
 from .demo import check_folder, demo
 from .editing import inpaint, preset_mask
 from .metrics import measure, print_table, recognition_rate, train_classifier

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .recipes import open_data
+from .data import open_data
 from .editing import inpaint, interpolate_latents
 from .metrics import measure, print_table, train_classifier
 from .pictures import NOTE, refuse_foreign_picture, show_images, use_style
@@ -32,14 +32,17 @@ def draw_samples(
     digits = torch.arange(10, device=next(net.parameters()).device)
     titles = [str(i) for i in range(10)] + [""] * 70
     for name, sigmas in (("one_step", [80.]), ("two_steps", [80., 0.8])):
-        fig = show_images(sample(net, 80, sigmas), columns=10, titles=titles, smooth=True)
+        x = sample(net, 80, sigmas, shape=(1, 8, 8))
+        fig = show_images(x, columns=10, titles=titles, smooth=True)
         _save(fig, folder / f"samples_{name}.png")
     sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
-    walk = list(sampler.trajectory(net, torch.empty(10, 1, 8, 8, device=digits.device), [80., 1.6, 0.6], clip_denoised=True,
-                                   generator=torch.Generator().manual_seed(1), class_labels=digits))
+    walk = list(sampler.trajectory(
+        net, torch.empty(10, 1, 8, 8, device=digits.device), [80., 1.6, 0.6], clip_denoised=True,
+        generator=torch.Generator().manual_seed(1), class_labels=digits))
     rows = [x for sigma, noisy, denoised in walk for x in (noisy / max(1, sigma), denoised)]
     names = [text for sigma, *_ in walk for text in (f"noise, σ = {sigma:g}", "one jump later")]
-    _save(show_images(torch.cat(rows), columns=10, smooth=True, rows=names), folder / "trajectory.png")
+    fig = show_images(torch.cat(rows), columns=10, smooth=True, rows=names)
+    _save(fig, folder / "trajectory.png")
 
 def _save(fig, path:Path):
     "Save a figure, with a note that this package drew it, and forget it"
@@ -102,7 +105,8 @@ def demo(
     for name in _PICTURES: refuse_foreign_picture(folder / f"{name}.png")
     folder.mkdir(parents=True, exist_ok=True)
     use_style()
-    start, trainer = time.perf_counter(), make_trainer(data, recipe_for("digits", steps=steps), seed)
+    trainer = make_trainer(data, recipe_for("digits", steps=steps), seed)
+    start = time.perf_counter()
     history = [(state.next_sigmas, state.losses) for state in progress(trainer.train())]
     net, (images, labels) = trainer.average, (t.to(trainer.device) for t in data.tensors)
     print(f"trained {trainer.steps} steps in {time.perf_counter() - start:.0f} s "

@@ -12,87 +12,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from operator import index
-
-from torch import Tensor
-from torch.utils.data import TensorDataset
-from .data import ImageFolder, colour_shapes, load_digits, measure_sigma_data, torchvision_dataset
+from .data import describe
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
 from .trainer import Trainer
 from .training import ImprovedConsistencyTraining
-
-# %% ../nbs/35_recipes.ipynb #f5f8111e
-_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError)   # what a user can do something about
-
-def open_data(
-    name:str, # `digits`, `shapes`, a class of `torchvision.datasets` such as `MNIST`, or a folder of images
-    size:int|None=None, # width and height; that of the data if `None` (32 for a folder)
-    root:str="data", # folder for torchvision's files
-    train:bool=True, # the training part, or the test part where there is one
-) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
-    "A data set by its name or folder"
-    if name == "digits" and size not in (None, 8): raise ValueError("the digits are 8 by 8 and have no other size")
-    if name == "digits": return TensorDataset(*load_digits())
-    if name == "shapes": return TensorDataset(*colour_shapes(20_000 if train else 4_000, size or 32, torch.Generator().manual_seed(0 if train else 1)))
-    folder = Path(name).expanduser()
-    if folder.is_dir(): return in_memory(ImageFolder(folder, size or 32))
-    if len(folder.parts) != 1 or name.startswith("."): raise ValueError(f"there is no folder {name}")
-    try: return in_memory(_downloaded(name, root, train, size))
-    except _MISTAKES: raise
-    except Exception as e: raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e     # over files and downloads torchvision raises anything
-
-def _downloaded(name:str, root:str, train:bool, size:int|None) -> Dataset:
-    "A data set of torchvision, fetched where it is missing or not whole"
-    try: return torchvision_dataset(name, root, train, download=False, size=size)
-    except FileNotFoundError: pass
-    except RuntimeError as e:
-        if "download" not in str(e): raise
-    return torchvision_dataset(name, root, train, size=size)
-
-def in_memory(
-    data:Dataset, # of images, or of pairs `(image, label)`
-    limit:int=2**31, # bytes
-) -> Dataset: # a `TensorDataset` of the same, or `data` itself if it needs more than `limit`
-    "Read a data set once, if it is small enough"
-    first = _first(data)
-    if len(data) * first[0].numel() * 4 > limit: return data
-    items = [_image_and_class(data[i], i) for i in range(len(data))]
-    for i, item in enumerate(items):
-        if len(item) != len(first) or item[0].shape != first[0].shape:
-            raise ValueError(f"all items must be alike, but item {i} has shape {tuple(item[0].shape)}, the first {tuple(first[0].shape)}, or one of them has no class")
-    return TensorDataset(*(torch.stack(c) if isinstance(c[0], Tensor) else torch.tensor(c) for c in zip(*items)))
-
-def _first(data:Dataset) -> tuple:
-    "The first item, or an error if there is none"
-    if len(data) == 0: raise ValueError("the data set is empty")
-    return _image_and_class(data[0], 0)
-
-def _image_and_class(item, i:int) -> tuple:
-    "Item `i` of a data set as `(image,)` or `(image, class)`, or an error that says what is wrong with it"
-    image, *label = item if isinstance(item, tuple | list) else (item,)
-    if not isinstance(image, Tensor) or len(label) > 1:
-        raise ValueError(f"a data set must give images as tensors, or pairs (image, class), but item {i} is of type {type(item).__name__}")
-    return image, *(_class_number(y, i) for y in label)
-
-def _class_number(label, i:int) -> int:
-    "The class of item `i`, or an error if it is no whole number from 0"
-    try: number = index(label)
-    except TypeError: raise ValueError(f"classes must be whole numbers 0, 1, 2, ..., but item {i} has {label!r}; number them") from None
-    if number < 0: raise ValueError(f"classes must be whole numbers from 0, but item {i} has {number}")
-    return number
-
-def describe(
-    data:Dataset, # of images, or of pairs `(image, label)`
-) -> dict: # `shape` of an image, `num_classes` (`None` without labels), `sigma_data`
-    "What a network has to know about its data"
-    image, *label = _first(data)
-    if image.ndim != 3 or not image.is_floating_point():
-        raise ValueError(f"images must be floating point tensors of shape (channels, height, width), got {image.dtype} of shape {tuple(image.shape)}")
-    tensors = isinstance(data, TensorDataset)
-    labels = data.tensors[1].tolist() if label and tensors else [data[i][1] for i in range(len(data))] if label else []
-    return {"shape": list(image.shape), "num_classes": 1 + max(_class_number(y, i) for i, y in enumerate(labels)) if label else None,
-            "sigma_data": measure_sigma_data(data.tensors[0] if tensors else data)}
 
 # %% ../nbs/35_recipes.ipynb #5f38b65a
 RECIPES = {
