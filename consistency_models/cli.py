@@ -22,6 +22,7 @@ from fastcore.docments import docments
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from .checks import check_integer
 from .data import open_data
 from .demo import check_folder, demo
 from .editing import inpaint, preset_mask
@@ -32,7 +33,7 @@ from .pretrained import (
 from .pretrained import sample as draw
 from .recipes import make_trainer, recipe_for, save_run
 from .trainer import new_accelerator, progress
-from .utils import check_integer
+
 
 # %% ../nbs/45_cli.ipynb #8ca479e5
 def train(

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from .checks import check_floating, check_integer
 from .pictures import FORMATS, OTHER_FORMATS, picture_to_tensor, read_image
-from .utils import check_floating, check_integer, randn_like
+from .utils import randn_like
 
 # %% ../nbs/10_data.ipynb #8d606f72
 def two_moons(

@@ -20,7 +20,7 @@ from .metrics import measure, print_table, train_classifier
 from .pictures import NOTE, refuse_foreign_picture, show_images, use_style
 from .pretrained import sample
 from .recipes import make_trainer, recipe_for
-from .sampling import ConsistencySamplingAndEditing
+from .sampling import trajectory
 from .trainer import progress
 
 # %% ../nbs/36_demo.ipynb #042f7477
@@ -35,10 +35,8 @@ def draw_samples(
         x = sample(net, 80, sigmas, shape=(1, 8, 8))
         fig = show_images(x, columns=10, titles=titles, smooth=True)
         _save(fig, folder / f"samples_{name}.png")
-    sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
-    walk = list(sampler.trajectory(
-        net, torch.empty(10, 1, 8, 8, device=digits.device), [80., 1.6, 0.6], clip_denoised=True,
-        generator=torch.Generator().manual_seed(1), class_labels=digits))
+    walk = list(trajectory(net, torch.empty(10, 1, 8, 8, device=digits.device), [80., 1.6, 0.6],
+                           generator=torch.Generator().manual_seed(1), class_labels=digits))
     rows = [x for sigma, noisy, denoised in walk for x in (noisy / max(1, sigma), denoised)]
     names = [text for sigma, *_ in walk for text in (f"noise, σ = {sigma:g}", "one jump later")]
     fig = show_images(torch.cat(rows), columns=10, smooth=True, rows=names)
@@ -107,7 +105,7 @@ def demo(
     use_style()
     trainer = make_trainer(data, recipe_for("digits", steps=steps), seed)
     start = time.perf_counter()
-    history = [(state.next_sigmas, state.losses) for state in progress(trainer.train())]
+    history = [(state.upper, state.losses) for state in progress(trainer.train())]
     net, (images, labels) = trainer.average, (t.to(trainer.device) for t in data.tensors)
     print(f"trained {trainer.steps} steps in {time.perf_counter() - start:.0f} s "
           f"on {trainer.device}; drawing and measuring ...")

@@ -17,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .parameterization import model_forward_wrapper, sigma_data_of
-from .training import exact_consistency_function
-from .utils import as_double, check_floating, check_integer, draw_device, randn_like, write_whole
+from .checks import check_integer, check_samples
+from .parameterization import ConsistencyFunction, consistency_function
+from .paths import exact_consistency_function
+from .utils import as_double, draw_device, randn_like, write_whole
 
 # %% ../nbs/30_metrics.ipynb #96d2f0d3
 def _check_samples(x:Tensor, name:str, least:int=2):
     "Raise unless `x` holds samples, at least so many, all of them finite"
-    check_floating(x, name)
-    if x.ndim == 0 or len(x) < least or x.numel() == 0:
-        raise ValueError(f"{name} must hold samples, at least {least}, got shape {tuple(x.shape)}")
+    check_samples(x, name)
+    if len(x) < least or x.numel() == 0:
+        raise ValueError(f"{name} must hold at least {least} samples, got shape {tuple(x.shape)}")
     if not (finite := x.reshape(len(x), -1).isfinite().all(1)).all():
         raise ValueError(f"{name} must be finite, but number {int((~finite).nonzero()[0])} "
                          f"of {len(x)} holds NaN or infinity")
@@ -317,14 +318,15 @@ def precision_recall(
 # %% ../nbs/30_metrics.ipynb #30138c31
 @torch.no_grad()
 def consistency_error(
-    f, # a consistency function, or a network, called as `f(x, sigma, **kwargs)`
+    f:ConsistencyFunction|Callable, # a consistency function, or a network
     data:Tensor, # all clean samples, shape `(m, ...)`
     sigmas, # noise levels at which `f` is asked
     samples:int=64, # number of paths
     generator:torch.Generator|None=None, # source of randomness
-    **kwargs, # handed to the network
+    **kwargs, # for the network, such as `class_labels`
 ) -> list[float]: # for each level, root mean square distance between answer and end of the path
     "Distance to the exact consistency function of a finite data set, by noise level"
+    f = consistency_function(f, **kwargs)
     _check_samples(data, "data", 1)
     chosen = torch.randint(len(data), (check_integer(samples, "samples", 1),), generator=generator,
                            device=draw_device(generator, data.device))
@@ -332,9 +334,8 @@ def consistency_error(
     noise = randn_like(x0, generator)
     for sigma in sigmas:
         x = x0 + sigma * noise
-        answer = model_forward_wrapper(f, x, sigma, sigma_data_of(f) or 0.5, **kwargs)
-        exact = exact_consistency_function(x, sigma, data)
-        error = (as_double(answer) - as_double(exact)).square().mean().sqrt()
+        exact = exact_consistency_function(x, sigma, data, sigma_min=f.sigma_min)
+        error = (as_double(f(x, sigma)) - as_double(exact)).square().mean().sqrt()
         if not error.isfinite():
             raise ValueError(f"the answers at noise level {float(sigma):g} must be finite")
         errors.append(error.item())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .utils import check_integer
+from .checks import check_integer
 
 # %% ../nbs/91_pictures.ipynb #46ca9805
 def use_style():

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .checks import as_tensor, check_integer
 from .networks import MLP, UNet
-from .parameterization import Precondition, sigma_data_of
-from .sampling import ConsistencySamplingAndEditing
-from .utils import as_tensor, check_integer, default_device, write_whole
+from .parameterization import Precondition
+from .sampling import trajectory
+from .utils import default_device, write_whole
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}
@@ -285,13 +286,13 @@ def sample(
     n = check_integer(n, "n", 1)
     shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
     if shape is None: raise ValueError("shape must be given, since the network has no notes of it")
-    sampler = ConsistencySamplingAndEditing(sigma_data=sigma_data_of(net) or 0.5)
     generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
     samples = torch.empty(n, *shape, device=_device_of(net))
     for start in range(0, n, 2000):
         part = slice(start, start + 2000)
-        samples[part] = sampler(net, samples[part], sigmas, clip_denoised=True, generator=generator,
-                                **{k: v[part] for k, v in classes.items()})
+        asked = {k: v[part] for k, v in classes.items()}
+        *_, (_, _, x) = trajectory(net, samples[part], sigmas, generator=generator, **asked)
+        samples[part] = x
     return samples
 
 # %% ../nbs/34_pretrained.ipynb #3810f139

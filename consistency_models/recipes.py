@@ -13,10 +13,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .data import describe
+from .improved_consistency_training import ImprovedConsistencyTraining
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
 from .trainer import Trainer
-from .training import ImprovedConsistencyTraining
+
 
 # %% ../nbs/35_recipes.ipynb #5f38b65a
 RECIPES = {
@@ -70,8 +71,9 @@ def make_trainer(
     objective = ImprovedConsistencyTraining(
         sigma_data=net.sigma_data, initial_timesteps=final if start else 10, final_timesteps=final)
     names = "steps", "batch_size", "learning_rate", "ema_decay", "precision"
-    return Trainer(net, data, objective=objective, labels=facts["num_classes"] is not None,
-                   channels_last=True, seed=seed, **{k: recipe[k] for k in names}, **settings)
+    conditions = ("class_labels",) if facts["num_classes"] else ()
+    return Trainer(net, data, objective=objective, conditions=conditions, channels_last=True,
+                   seed=seed, **{k: recipe[k] for k in names}, **settings)
 
 # %% ../nbs/35_recipes.ipynb #b4b2f3a3
 def save_run(
