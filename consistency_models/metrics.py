@@ -43,7 +43,7 @@ def _features(x:Tensor, features, batch_size:int=512) -> list[Tensor]:
     "The features of all samples, batch by batch, in float64"
     if not callable(features):
         raise TypeError(f"features must be callable, got {type(features).__name__}")
-    parts = []
+    parts:list[Tensor] = []
     for batch in x.split(check_integer(batch_size, "batch_size", 1)):
         f = features(batch)
         if not isinstance(f, Tensor) or f.is_complex():
@@ -111,8 +111,11 @@ def feature_statistics(
     if path and path.is_dir(): raise ValueError(f"path must be a file, but {path} is a folder")
     if path and path.exists(): return _read_statistics(path, x)
     parts = [f.cpu() for f in _features(x, features, batch_size)]
-    total = {"sum": sum(f.sum(0) for f in parts), "outer": sum(f.T @ f for f in parts),
-             "number": torch.tensor(len(x))}
+    total = {"sum": torch.zeros_like(parts[0][0]), "number": torch.tensor(len(x))}
+    total["outer"] = torch.outer(total["sum"], total["sum"])
+    for f in parts:
+        total["sum"] += f.sum(0)
+        total["outer"] += f.T @ f
     _check_result(total["outer"], max(f.abs().max() for f in parts))
     if path: write_whole(path, save(total, {"samples": _fingerprint(x)}))
     return total
@@ -368,9 +371,9 @@ def measure(
     second:float=0.8, # noise level of the second of two steps
 ) -> dict[str, list[float]]: # a number for each seed (for each split, of the real halves)
     "How good are the samples of a model?"
-    seeds = range(check_integer(seeds, "seeds", 1))
-    one = [draw(sigmas=(80.,), seed=s) for s in seeds]
-    two = [draw(sigmas=(80., second), seed=s) for s in seeds]
+    def draws(sigmas): return [draw(sigmas=sigmas, seed=s) for s in range(seeds)]
+    seeds = check_integer(seeds, "seeds", 1)
+    one, two = draws((80.,)), draws((80., second))
     distance = lambda x: frechet_distance(images, x, judge.features)
     recognized = lambda x: 100 * recognition_rate(x, labels, judge)
     typical = nearest_distance(images, training).median()
