@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from consistency_models import MLP, ImageFolder, UNet, colour_shapes, from_pretrained, load_digits, save_pretrained
+from consistency_models import MLP, ImageFolder, UNet, color_shapes, from_pretrained, load_digits, save_pretrained
 from consistency_models.cli import COMMANDS, RECIPES, demo, describe, in_memory, main, make_trainer, named_mask, nearest_distance, open_data, parser_for, recipe_for
 
 COMMAND = [sys.executable, "-c", "import sys; from consistency_models.cli import main; sys.exit(main())"]
@@ -101,7 +101,7 @@ def test_evaluate_takes_the_size_of_the_model(tmp_path, monkeypatch):
 
 
 def test_nearest_neighbours_are_exact_and_copies_are_found():
-    x = colour_shapes(300, 16, torch.Generator().manual_seed(0))[0]
+    x = color_shapes(300, 16, torch.Generator().manual_seed(0))[0]
     d = torch.cdist(x.flatten(1).double(), x.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
     torch.testing.assert_close(nearest_distance(x, x), d.min(1).values.float())
     assert (nearest_distance(x[:50], x) == 0).all()

@@ -14,9 +14,9 @@ from consistency_models import (
     ConsistencySamplingAndEditing,
     Operator,
     as_network,
+    color_shapes,
     colorization,
     colorize,
-    colour_shapes,
     denoise,
     edit,
     editing_sigmas,
@@ -400,8 +400,8 @@ def test_whole_numbers_are_no_images():
         with pytest.raises(TypeError, match="floating point tensor"): task(torch.zeros(1, 1, 4, 4, dtype=torch.long))
 
 
-def test_colour_shapes_are_coloured_by_a_perfect_model():
-    truth = colour_shapes(6, size=8, generator=seeded())[0]
+def test_color_shapes_are_coloured_by_a_perfect_model():
+    truth = color_shapes(6, size=8, generator=seeded())[0]
     torch.testing.assert_close(colorize(knows(truth), grey(truth)), truth, rtol=0, atol=1e-5)
     blocks = F.avg_pool2d(truth, 4)
     torch.testing.assert_close(super_resolve(knows(truth), blocks, 4), truth, rtol=0, atol=1e-5)
