@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['feature_statistics', 'frechet_distance', 'Classifier', 'train_classifier', 'recognition_rate', 'reference_distance',
            'inception_features', 'kernel_distance', 'precision_recall', 'consistency_error', 'nearest_distance',
-           'measure', 'print_table']
+           'measure']
 
 # %% ../nbs/30_metrics.ipynb #c20a497f
 import warnings
@@ -385,6 +385,7 @@ def measure(
         "asked class recognized, one step, %": [recognized(x) for x in one],
         "closer to training data than real images typically are, %": [closer(x) for x in one]}
 
+# %% ../nbs/30_metrics.ipynb #77614f11
 def print_table(
     rows:dict[str, list[float]], # from names to numbers, as `measure` gives them
 ):
