@@ -157,7 +157,8 @@ def push_to_hub(
 # %% ../nbs/34_pretrained.ipynb #f8543363
 def _config_and_card(net:nn.Module, license:str|None, notes:dict) -> tuple[dict, dict]:
     "Configuration and parts of the card's text, or an error before anything is written"
-    if license is not None and not re.fullmatch(r"[\w.+-]+", str(license)):
+    named = isinstance(license, str) and re.fullmatch(r"[\w.+-]+", license)
+    if license is not None and not named:
         raise ValueError(f"license must be a name such as 'mit' or 'cc-by-4.0', got {license!r}")
     notes = notes | ({"license": license} if license else {})
     try: json.dumps(notes)
