@@ -67,7 +67,7 @@ def _check_result(result:Tensor, largest:Tensor):
 #| code-fold: true
 def _check_statistics(total:dict, name:str):
     "Raise unless a dictionary is what `feature_statistics` returns"
-    shapes = {k: list(v.shape) for k, v in total.items()}
+    shapes = {k: list(getattr(v, "shape", [type(v)])) for k, v in total.items()}
     n = shapes.get("sum", [])
     if len(n) != 1 or shapes != {"sum": n, "outer": n + n, "number": []} or total["number"] < 1:
         raise ValueError(f"{name} must hold what feature_statistics returns: "
