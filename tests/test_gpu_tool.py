@@ -11,7 +11,8 @@ import torch
 from test_project import ROOT
 
 from consistency_models import from_pretrained
-from consistency_models.cli import RECIPES, open_data
+from consistency_models.data import open_data
+from consistency_models.recipes import RECIPES
 
 SMALL = {"channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16, "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
 

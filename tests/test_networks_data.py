@@ -1,4 +1,4 @@
-"""The bundled networks and the metrics."""
+"""The bundled networks."""
 
 
 import pytest
@@ -7,13 +7,8 @@ from torch import nn
 
 from consistency_models import (
     MLP,
-    Classifier,
     Precondition,
     UNet,
-    frechet_distance,
-    load_digits,
-    recognition_rate,
-    train_classifier,
 )
 
 
@@ -261,95 +256,3 @@ def test_networks_survive_saving_and_loading(build, tmp_path):
     torch.save(network.state_dict(), tmp_path / "network.pt")
     other.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
     assert torch.equal(network(*inputs(network)), other(*inputs(network)))
-
-
-# Metrics
-
-def flat(x): return x.flatten(1)
-
-
-def root(c):
-    """The symmetric square root of a covariance matrix."""
-    values, vectors = torch.linalg.eigh(c)
-    return vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
-
-
-def gaussian_distance(a, b):
-    """Eq. 6 of Heusel et al. (2017), with tr sqrt(C1 C2) = tr sqrt(C1^(1/2) C2 C1^(1/2))."""
-    (m1, c1), (m2, c2) = ((x.mean(0), torch.cov(x.T)) for x in (a.double(), b.double()))
-    r = root(c1)
-    return ((m1 - m2).square().sum() + (c1 + c2 - 2 * root(r @ c2 @ r)).trace()).item()
-
-
-@pytest.mark.parametrize("n, m, d", ((50, 50, 3), (40, 75, 5), (200, 30, 2)))
-def test_frechet_distance_of_gaussians(n, m, d):
-    a = torch.randn(n, d, generator=seeded())
-    b = torch.randn(m, d, generator=seeded(1)) @ torch.randn(d, d, generator=seeded(2)) + 1
-    assert frechet_distance(a, b, flat) == pytest.approx(gaussian_distance(a, b), rel=1e-5)
-
-
-@pytest.mark.parametrize("scale, shift", ((1., 2.), (3., 0.), (0.5, -1.)))
-def test_frechet_distance_after_scaling_and_shifting_is_known(scale, shift):
-    a = torch.randn(60, 4, generator=seeded(), dtype=torch.float64)
-    expected = ((scale - 1) * a.mean(0) + shift).square().sum() + (scale - 1) ** 2 * torch.cov(a.T).trace()
-    assert frechet_distance(a, scale * a + shift, flat) == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_frechet_distance_is_zero_for_equal_sets_and_symmetric():
-    a, b = torch.randn(40, 1, 2, 2, generator=seeded()), torch.rand(30, 1, 2, 2, generator=seeded())
-    assert abs(frechet_distance(a, a, flat)) < 1e-9
-    assert abs(frechet_distance(a, a.flip(0), flat)) < 1e-6
-    assert frechet_distance(a, b, flat) == pytest.approx(frechet_distance(b, a, flat), rel=1e-6)
-    assert frechet_distance(a, b, flat) > 0.1
-
-
-@pytest.mark.parametrize("batch_size", (1, 7, 39, 1000))
-def test_frechet_distance_does_not_depend_on_the_batch_size(batch_size):
-    a, b = torch.randn(40, 3, generator=seeded()), torch.rand(40, 3, generator=seeded())
-    assert frechet_distance(a, b, flat, batch_size) == pytest.approx(frechet_distance(a, b, flat), rel=1e-6)
-
-
-def test_frechet_distance_is_measured_in_the_features():
-    a, b = torch.randn(40, 3, generator=seeded()), torch.rand(40, 3, generator=seeded())
-    b[:, :2] = a[:, :2]
-    assert abs(frechet_distance(a, b, lambda x: x[:, :2])) < 1e-6 < frechet_distance(a, b, flat)
-
-
-@pytest.mark.parametrize("bad, error", (
-    (torch.zeros(1, 3), ValueError), (torch.zeros(0, 3), ValueError), (None, TypeError),
-    (torch.zeros(5, 3, dtype=torch.uint8), TypeError), ([[1., 2., 3.]] * 5, TypeError)))
-def test_frechet_distance_refuses_bad_samples(bad, error):
-    good = torch.rand(5, 3, generator=seeded())
-    with pytest.raises(error, match="real"): frechet_distance(bad, good, flat)
-    with pytest.raises(error, match="fake"): frechet_distance(good, bad, flat)
-
-
-@pytest.mark.parametrize("features", (lambda x: x[:, 0], lambda x: x[:, :, None], lambda x: None))
-def test_frechet_distance_refuses_features_that_are_no_rows(features):
-    good = torch.rand(5, 3, generator=seeded())
-    with pytest.raises((ValueError, TypeError), match="features"): frechet_distance(good, good, features)
-
-
-def test_frechet_distance_refuses_samples_of_different_shapes():
-    with pytest.raises(ValueError): frechet_distance(torch.rand(5, 3), torch.rand(5, 4), flat)
-
-
-def test_classifier_and_its_features():
-    classifier, x = Classifier().eval(), torch.rand(3, 1, 8, 8, generator=seeded())
-    assert classifier(x).shape == (3, 10) and classifier.features(x).shape == (3, 64)
-    torch.testing.assert_close(classifier(x), classifier.head(classifier.features(x)))
-
-
-def test_training_a_classifier_is_repeatable_and_leaves_the_random_state():
-    images, labels = (x[:200] for x in load_digits())
-    before = torch.get_rng_state()
-    a, b = (train_classifier(images, labels, steps=12) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(a(images), b(images)) and not a.training
-    assert not any(p.requires_grad for p in a.parameters())
-    assert recognition_rate(images, labels, a) > 0.6
-
-
-def test_recognition_rate_is_the_share_of_right_answers():
-    images = torch.eye(10)[[0, 1, 2, 3]]
-    assert recognition_rate(images, torch.tensor([0, 1, 2, 9]), lambda x: x) == 0.75
