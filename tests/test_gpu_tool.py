@@ -1,4 +1,4 @@
-"""`make gpu`: what it reports when a part fails or there is no time, and its training run. The whole of it runs in `tests/run.sh`."""
+"""`make gpu`: what it reports when a part fails or there is no time, and its training run. The whole of it runs in `tools/run.sh`."""
 import json
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Write what is made from the text of the notebooks: `python tests/readme.py`.
+"""Write what is made from the text of the notebooks: `python tools/readme.py`.
 
 README.md from nbs/index.ipynb, CONTRIBUTING.md from nbs/contributing.ipynb, and nbs/llms.txt from nbs/sidebar.yml and the
 title cells of the notebooks that it lists.
@@ -44,7 +44,7 @@ def render(notebook):
     """A notebook as Markdown; links and pictures, relative to `nbs/` in the notebook, are made relative to the top"""
     text = "\n\n".join(filter(None, map(block, cells(notebook))))
     text = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", text).replace("](../", "](")
-    return f"<!-- Made from {notebook.relative_to(ROOT).as_posix()} by tests/readme.py; edit the notebook. -->\n\n{text}\n"
+    return f"<!-- Made from {notebook.relative_to(ROOT).as_posix()} by tools/readme.py; edit the notebook. -->\n\n{text}\n"
 
 
 def title(notebook):

@@ -1,4 +1,4 @@
-"""Draw nbs/images/card.png, the picture on the home page and on cards that link to it: `python tests/card.py`.
+"""Draw nbs/images/card.png, the picture on the home page and on cards that link to it: `python tools/card.py`.
 
 Everything on it is made by the bundled models: digits in one step, hidden halves filled in, coarse pictures sharpened.
 """
@@ -23,7 +23,8 @@ def digits():
     """Noise, what one step makes of it, the same without its lower half, and that half filled in"""
     net, asked = from_pretrained("mnist"), torch.arange(10)
     sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
-    (_, noise, drawn), = sampler.trajectory(net, torch.empty(10, 1, 28, 28), [80.0], clip_denoised=True, generator=seeded(5), class_labels=asked)
+    options = {"clip_denoised": True, "generator": seeded(5), "class_labels": asked}
+    (_, noise, drawn), = sampler.trajectory(net, torch.empty(10, 1, 28, 28), [80.0], **options)
     hole = torch.zeros(28, 28)
     hole[14:] = 1
     filled = inpaint(net, drawn, hole, clip_denoised=True, generator=seeded(1), class_labels=asked)
