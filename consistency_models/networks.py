@@ -17,14 +17,17 @@ from .utils import check_floating, pad_dims_like
 
 # %% ../nbs/14_networks.ipynb #bbba49ab
 class NoiseEmbedding(nn.Module):
-    "Cosines and sines of `c_noise`, then two linear layers; smooth features as in section 3.1 of Song & Dhariwal (2023)"
+    "Cosines and sines of `c_noise`, then two linear layers; section 3.1 of Song & Dhariwal (2023)"
+    omega: Tensor # the frequencies, not trained
+
     def __init__(self,
         features:int, # width of the result
         frequencies:int=16, # number of frequencies, spaced geometrically from 1 to 16
     ):
         super().__init__()
         self.register_buffer("omega", torch.logspace(0, 4, frequencies, base=2), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, features), nn.SiLU(), nn.Linear(features, features))
+        first, second = nn.Linear(2 * frequencies, features), nn.Linear(features, features)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
 
     def forward(self, c_noise:Tensor) -> Tensor:
         "From `(batch,)` to `(batch, features)`"
@@ -66,15 +69,21 @@ def embed_labels(
     "Look up class labels, or say clearly why that cannot be done"
     if embedding is None:
         if class_labels is None: return 0.
-        raise ValueError("class_labels given to a network without classes; build it with num_classes=")
+        raise ValueError("class_labels given to a network without classes; "
+                         "build it with num_classes=")
     n = embedding.num_embeddings
-    if class_labels is None: raise ValueError(f"this network has {n} classes and needs class_labels=")
-    if not isinstance(class_labels, Tensor) or class_labels.is_floating_point() or class_labels.is_complex():
-        raise TypeError("class_labels must be a tensor of whole numbers")
+    if class_labels is None:
+        raise ValueError(f"this network has {n} classes and needs class_labels=")
+    whole = isinstance(class_labels, Tensor) and not (
+        class_labels.is_floating_point() or class_labels.is_complex())
+    if not whole: raise TypeError("class_labels must be a tensor of whole numbers")
     if class_labels.shape != (batch,):
-        raise ValueError(f"class_labels must have shape ({batch},), got {tuple(class_labels.shape)}")
+        raise ValueError(f"class_labels must have shape ({batch},), got "
+                         f"{tuple(class_labels.shape)}")
     try: return embedding(class_labels.long())
-    except IndexError: raise ValueError(f"class_labels must lie from 0 to {n - 1}: this network has {n} classes") from None
+    except IndexError:
+        raise ValueError(f"class_labels must lie from 0 to {n - 1}: "
+                         f"this network has {n} classes") from None
 
 # %% ../nbs/14_networks.ipynb #425e3a03
 def _arguments(
@@ -88,8 +97,8 @@ class ResidualLayer(nn.Module):
     "A residual hidden layer, scaled and shifted by an embedding"
     def __init__(self, width:int, features:int):
         super().__init__()
-        self.norm, self.linear, self.out = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
-        self.modulate = nn.Linear(features, 2 * width)
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+        self.out, self.modulate = nn.Linear(width, width), nn.Linear(features, 2 * width)
 
     def forward(self, h:Tensor, emb:Tensor) -> Tensor:
         scale, shift = self.modulate(emb).chunk(2, dim=1)
@@ -97,7 +106,7 @@ class ResidualLayer(nn.Module):
 
 # %% ../nbs/14_networks.ipynb #3b03d687
 class MLP(nn.Module):
-    "A network for points, `net(x, sigma, class_labels=None)`; applies $c_{in}$ and $c_{noise}$ itself"
+    "A network for points, `net(x, sigma, class_labels=None)`; applies $c_{in}$, $c_{noise}$ itself"
     def __init__(self,
         dim:int=2, # length of a point
         width:int=128, # hidden width
@@ -141,10 +150,12 @@ class ResBlock(nn.Module):
     "Two convolutions around a scale and shift from the embedding, added to the input"
     def __init__(self, in_channels:int, out_channels:int, features:int, dropout:float=0.):
         super().__init__()
-        self.norm1, self.conv1 = group_norm(in_channels), nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2, self.conv2 = group_norm(out_channels), zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        convolution = lambda c: nn.Conv2d(c, out_channels, 3, padding=1)
+        self.norm1, self.conv1 = group_norm(in_channels), convolution(in_channels)
+        self.norm2, self.conv2 = group_norm(out_channels), zero_init(convolution(out_channels))
         self.modulate, self.dropout = nn.Linear(features, 2 * out_channels), nn.Dropout(dropout)
-        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x:Tensor, emb:Tensor) -> Tensor:
         scale, shift = self.modulate(emb)[:, :, None, None].chunk(2, dim=1)
@@ -169,7 +180,7 @@ class SelfAttention(nn.Module):
 
 # %% ../nbs/14_networks.ipynb #a61a3d70
 class UNet(nn.Module):
-    "A U-Net for images, `net(x, sigma, class_labels=None)`; applies $c_{in}$ and $c_{noise}$ itself"
+    "A U-Net for images, `net(x, sigma, class_labels=None)`; applies $c_{in}$, $c_{noise}$ itself"
     def __init__(self,
         in_channels:int=1, # 1 for gray images, 3 for color
         channels:tuple=(64, 128), # channels at each resolution, the full one first

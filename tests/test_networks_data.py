@@ -18,11 +18,9 @@ from PIL import Image, ImageCms
 from torch import nn
 
 from consistency_models import (
-    MLP,
     Classifier,
     ImageFolder,
     Precondition,
-    UNet,
     colour_shapes,
     eight_gaussians,
     frechet_distance,
@@ -40,187 +38,7 @@ from consistency_models import (
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 
 
-def shake(network):
-    """Give all parameters random values, so that no layer starts at zero."""
-    for i, p in enumerate(network.parameters()): nn.init.normal_(p, std=0.2, generator=seeded(i))
-    return network
-
-
-def mlp(**options): return shake(MLP(2, 16, 2, **options))
-
-
-def unet(**options): return shake(UNet(**{"in_channels": 1, "channels": (8, 16), **options}))
-
-
-def inputs(network, batch=4):
-    """Samples and noise levels that fit a network of `NETWORKS`."""
-    shape = (2,) if isinstance(network, MLP) else (network.in_channels, 8, 8)
-    return torch.randn(batch, *shape, generator=seeded()), torch.logspace(-2, 1.5, batch)
-
-
-NETWORKS = pytest.mark.parametrize("build", (mlp, unet))
-
-
-# Networks
-
-@pytest.mark.parametrize("batch", (1, 3))
-@pytest.mark.parametrize("dim, width, depth", ((1, 8, 1), (2, 16, 3), (7, 32, 0)))
-def test_mlp_returns_the_shape_of_its_points(batch, dim, width, depth):
-    x = torch.randn(batch, dim, generator=seeded())
-    y = MLP(dim, width, depth)(x, torch.ones(batch))
-    assert y.shape == x.shape and y.isfinite().all()
-
-
-@pytest.mark.parametrize("options, shape", (
-    ({}, (2, 1, 8, 8)), ({"in_channels": 3}, (1, 3, 8, 16)), ({"channels": (8,)}, (2, 1, 5, 7)),
-    ({"channels": (8, 16, 24)}, (2, 1, 4, 8)), ({"blocks": 2}, (2, 1, 4, 4)), ({"attention": False}, (2, 1, 4, 4)),
-    ({"channels": (48, 72)}, (2, 1, 4, 4)), ({"dropout": 0.3}, (2, 1, 4, 4))))
-def test_unet_returns_the_shape_of_its_images(options, shape):
-    x = torch.randn(shape, generator=seeded())
-    y = unet(**options)(x, torch.ones(len(x)))
-    assert y.shape == x.shape and y.isfinite().all() and y.abs().sum() > 0
-
-
-@pytest.mark.parametrize("channels", (50, 100, 72, 33))
-def test_unet_takes_any_number_of_channels(channels):
-    assert unet(channels=(channels,))(torch.zeros(2, 1, 4, 4), torch.ones(2)).shape == (2, 1, 4, 4)
-
-
-def test_unet_starts_at_zero():
-    x, sigma = inputs(UNet(channels=(8, 16)))
-    assert torch.equal(UNet(channels=(8, 16))(x, sigma), torch.zeros_like(x))
-
-
-@NETWORKS
-@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16))
-def test_networks_work_in_other_types(build, dtype):
-    network = build(num_classes=3)
-    (x, sigma), labels = inputs(network), torch.tensor([0, 1, 2, 0])
-    expected = network(x, sigma, class_labels=labels)
-    y = network.to(dtype)(x.to(dtype), sigma.to(dtype), class_labels=labels)
-    assert y.dtype == dtype
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(y.float(), expected, rtol=0, atol=scale * (1e-5 if dtype == torch.float64 else 0.1))
-
-
-@NETWORKS
-@pytest.mark.parametrize("level", (0.002, 80., 1e4))
-def test_networks_stay_finite_at_extreme_levels(build, level):
-    network = build()
-    x, _ = inputs(network)
-    assert network(x * level, torch.full((4,), level)).isfinite().all()
-
-
-@NETWORKS
-def test_networks_depend_on_the_noise_level(build):
-    network = build()
-    x, _ = inputs(network)
-    assert not torch.allclose(network(x / 2, torch.ones(4)), network(x, torch.full((4,), 2.)))
-
-
-@NETWORKS
-def test_class_labels_change_the_answer(build):
-    network = build(num_classes=3)
-    x, sigma = inputs(network)
-    a, b = (network(x, sigma, class_labels=torch.tensor(labels)) for labels in ([0, 1, 2, 0], [0, 1, 1, 0]))
-    torch.testing.assert_close(a[[0, 1, 3]], b[[0, 1, 3]])
-    assert not torch.allclose(a[2], b[2])
-
-
-@NETWORKS
-def test_class_labels_are_required_or_refused(build):
-    with_classes, without = build(num_classes=3), build()
-    x, sigma = inputs(without)
-    with pytest.raises(ValueError, match="needs class_labels"): with_classes(x, sigma)
-    with pytest.raises(ValueError, match="without classes"): without(x, sigma, class_labels=torch.tensor([0, 1, 2, 0]))
-
-
-@NETWORKS
-@pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.int16, torch.uint8))
-def test_class_labels_may_be_any_whole_numbers(build, dtype):
-    network = build(num_classes=3)
-    x, sigma = inputs(network)
-    labels = torch.tensor([0, 1, 2, 0])
-    assert torch.equal(network(x, sigma, class_labels=labels.to(dtype)), network(x, sigma, class_labels=labels))
-
-
-@NETWORKS
-@pytest.mark.parametrize("labels", (
-    [0, 1, 2, 0], "0120", 1, torch.tensor([0., 1., 2., 0.]), torch.tensor([1j, 0, 0, 0])))
-def test_class_labels_of_the_wrong_type_are_refused(build, labels):
-    network = build(num_classes=3)
-    with pytest.raises(TypeError, match="class_labels"): network(*inputs(network), class_labels=labels)
-
-
-@NETWORKS
-@pytest.mark.parametrize("labels", ([0, 1, 2, 3], [0, -1, 2, 1], [10**6, 0, 0, 0]))
-def test_class_labels_out_of_range_are_refused(build, labels):
-    network = build(num_classes=3)
-    with pytest.raises(ValueError, match="class_labels"): network(*inputs(network), class_labels=torch.tensor(labels))
-
-
-@NETWORKS
-@pytest.mark.parametrize("labels", ([0, 1, 2], [0, 1, 2, 0, 1], [[0, 1], [1, 0]], [[0, 1, 2, 0]]))
-def test_class_labels_of_the_wrong_shape_are_refused(build, labels):
-    network = build(num_classes=3)
-    with pytest.raises(ValueError, match="class_labels"): network(*inputs(network), class_labels=torch.tensor(labels))
-
-
-@pytest.mark.parametrize("shape", ((2, 1, 7, 8), (2, 1, 8, 6), (2, 3, 8, 8), (2, 8, 8), (8, 8), (2, 1, 8, 8, 8)))
-def test_unet_refuses_images_it_cannot_halve(shape):
-    with pytest.raises(ValueError, match="^x must have shape|divisible by 4"):
-        unet(channels=(8, 8, 8))(torch.zeros(shape), torch.ones(2))
-
-
-@pytest.mark.parametrize("shape", ((2, 3), (2, 1), (2,)))
-def test_mlp_refuses_points_of_another_length(shape):
-    with pytest.raises(ValueError, match="x"): mlp()(torch.zeros(shape), torch.ones(2))
-
-
-@NETWORKS
-@pytest.mark.parametrize("bad", (None, [[1., 2.]], "x"))
-def test_networks_refuse_what_is_no_tensor(build, bad):
-    with pytest.raises(TypeError, match="x"): build()(bad, torch.ones(1))
-
-
-@NETWORKS
-def test_networks_refuse_whole_numbers(build):
-    network = build()
-    x, sigma = inputs(network)
-    with pytest.raises(TypeError, match="floating"): network(x.long(), sigma)
-
-
-@NETWORKS
-@pytest.mark.parametrize("shape", ((3,), (5,), (4, 1)))
-def test_networks_refuse_levels_that_do_not_fit_the_batch(build, shape):
-    network = build()
-    with pytest.raises(ValueError, match="sigma"): network(inputs(network)[0], torch.ones(shape))
-
-
-class Watch:
-    """Note what the layers `embed` and `inp` of a network are given."""
-    def __init__(self, network):
-        network.embed.register_forward_pre_hook(lambda layer, args: setattr(self, "sigma", args[0]))
-        network.inp.register_forward_pre_hook(lambda layer, args: setattr(self, "x", args[0]))
-
-
-@NETWORKS
-def test_networks_scale_their_inputs(build):
-    network = build(sigma_data=0.7)
-    watch, (x, sigma) = Watch(network), inputs(network)
-    network(x, sigma)
-    c_in = 1 / (sigma**2 + 0.49).sqrt()
-    torch.testing.assert_close(watch.x, x * c_in.reshape(-1, *(1,) * (x.ndim - 1)))
-    torch.testing.assert_close(watch.sigma, sigma.log() / 4)
-
-
-@NETWORKS
-def test_without_preconditioning_networks_see_raw_values(build):
-    network = build(precondition=False)
-    watch, (x, sigma) = Watch(network), inputs(network)
-    network(x, sigma)
-    assert torch.equal(watch.x, x) and torch.equal(watch.sigma, sigma)
-
+# Parameterization
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16))
 def test_precondition_calls_its_network_with_scaled_inputs(dtype):
@@ -242,45 +60,6 @@ def test_precondition_calls_its_network_with_scaled_inputs(dtype):
 def test_precondition_is_a_module_that_holds_its_network():
     wrapped = Precondition(nn.Bilinear(3, 1, 3))
     assert {name for name, _ in wrapped.named_parameters()} == {"net.weight", "net.bias"}
-
-
-def test_dropout_acts_in_training_mode_alone():
-    network = unet(dropout=0.5)
-    x, sigma = inputs(network)
-    torch.manual_seed(0)
-    assert not torch.equal(network(x, sigma), network(x, sigma))
-    network.eval()
-    assert torch.equal(network(x, sigma), network(x, sigma))
-
-
-def test_dropout_zero_changes_nothing_in_training_mode():
-    network = unet(dropout=0.)
-    x, sigma = inputs(network)
-    assert torch.equal(network(x, sigma), network(x, sigma))
-
-
-@NETWORKS
-def test_samples_of_a_batch_do_not_influence_each_other(build):
-    network = build()
-    x, sigma = inputs(network)
-    alone = torch.cat([network(x[i:i + 1], sigma[i:i + 1]) for i in range(4)])
-    torch.testing.assert_close(network(x, sigma), alone, rtol=1e-4, atol=1e-5)
-
-
-@NETWORKS
-def test_all_parameters_receive_gradients(build):
-    network = build(num_classes=2)
-    network(*inputs(network), class_labels=torch.tensor([0, 1, 0, 1])).square().mean().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-
-
-@NETWORKS
-def test_networks_survive_saving_and_loading(build, tmp_path):
-    network, other = build(), build()
-    for p in other.parameters(): nn.init.zeros_(p)
-    torch.save(network.state_dict(), tmp_path / "network.pt")
-    other.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
-    assert torch.equal(network(*inputs(network)), other(*inputs(network)))
 
 
 # Points

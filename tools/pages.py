@@ -1,7 +1,7 @@
-"""Two steps of nbdev's way from notebooks to pages, done differently; settings.ini names them under `procs`.
+"""Two steps of nbdev's way from notebooks to pages, done differently; settings.ini names them.
 
-nbdev leaves cells marked `#| exporti` out, but a lesson that builds a helper should show it. And it gives each exported
-cell a fold, also where the cell has one of its own, which Quarto refuses as written twice.
+nbdev leaves cells marked `#| exporti` out, but a lesson that builds a helper should show it. And it
+gives each exported cell a fold, also where the cell has its own, which Quarto refuses as doubled.
 """
 
 HIDDEN = {"export", "hide", "default_exp"}

@@ -31,11 +31,13 @@ def main(names):
     """Print a row for each file that has something to report"""
     found = [p for folder in ("nbs", "tests", "tools", "benchmarks")
              for p in sorted((ROOT / folder).rglob("*")) if ".ipynb_checkpoints" not in p.parts]
-    paths = [Path(n).resolve() for n in names] or [p for p in found if p.suffix in (".py", ".ipynb")]
+    paths = [Path(n).resolve() for n in names]
+    if not paths: paths = [p for p in found if p.suffix in (".py", ".ipynb")]
     print(f"{'file':50} lines  over {WIDTH}  widest  cells over {LINES} lines")
     for path in paths:
         lines, wide, widest, cells = row(path)
-        if wide or cells: print(f"{path.relative_to(ROOT).as_posix():50} {lines:5} {wide:9} {widest:7}  {cells or ''}")
+        name = path.relative_to(ROOT).as_posix()
+        if wide or cells: print(f"{name:50} {lines:5} {wide:9} {widest:7}  {cells or ''}")
 
 
 if __name__ == "__main__": main(sys.argv[1:])
