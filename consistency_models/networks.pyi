@@ -4,6 +4,7 @@ from torch import Tensor, nn
 __all__ = ['NoiseEmbedding', 'MLP', 'ResBlock', 'SelfAttention', 'UNet']
 
 class NoiseEmbedding(nn.Module):
+    omega: Tensor
     mlp: Any
 
     def __init__(self, features: int, frequencies: int=...):

@@ -39,11 +39,12 @@ from .editing import LUMINANCE, colorize, denoise, inpaint, interpolate_latents,
 from .losses import pseudo_huber_loss
 from .parameterization import input_scaling, noise_conditioning, output_scaling, sigma_data_of, skip_scaling
 from .pretrained import from_pretrained
-from .sampling import ConsistencySamplingAndEditing
+from .sampling import trajectory
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
 from .trainer import LossByLevel, Trainer, TrainingState, _close
-from .training import exact_consistency_function
-from .utils import check_integer, default_device, image_grid, use_style
+from .paths import exact_consistency_function
+from .checks import check_integer
+from .utils import default_device, image_grid, use_style
 
 # %% ../nbs/40_widgets.ipynb #68ac444b
 _WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
@@ -128,9 +129,8 @@ def sample_steps(
     clip:bool=True, # clamp each answer to [-1, 1]
 ) -> list: # `(sigma, noisy, denoised)` of each step, tensors of shape `(n, *shape)`
     "Draw samples and keep the steps"
-    sampler = ConsistencySamplingAndEditing(sigma_data=sigma_data_of(net) or 0.5)
     y = torch.empty(n, *net.notes["shape"], device=next(net.parameters()).device)
-    return list(sampler.trajectory(net, y, sigmas, clip_denoised=clip, generator=torch.Generator().manual_seed(seed),
+    return list(trajectory(net, y, sigmas, clip_denoised=clip, generator=torch.Generator().manual_seed(seed),
                                    **_class_labels(net, label, n)))
 
 def _num_classes(net) -> int:
