@@ -106,6 +106,7 @@ class Objective:
 
     def attach(self, net:nn.Module):
         "Take what the method keeps of a network that is about to be trained"
+        check_sigma_data(net, self.sigma_data)
         self.kept = nn.ModuleDict()
 
     def step(self,
@@ -124,7 +125,6 @@ class Objective:
         check_samples(x)
         if not 0 <= k <= K:
             raise ValueError(f"the training step must lie between 0 and the total, got {k} of {K}")
-        check_sigma_data(model, self.sigma_data)
         levels = self.levels(k, K, x, generator)
         f, g = (consistency_function_of(m, self.sigma_data, self.sigma_min, kwargs) for m in (model, target))
         predicted, wanted = consistency_pair(f, g, x, randn_like(x, generator), levels, self.to_lower)
@@ -204,7 +204,8 @@ class ConsistencyTraining(Objective):
 
     def attach(self, net:nn.Module):
         "The teacher begins as a copy of the network"
-        self.kept = nn.ModuleDict({"teacher": average_of(net)})
+        super().attach(net)
+        self.kept["teacher"] = average_of(net)
 
     def target(self, model:Callable) -> Callable:
         "The teacher"
@@ -225,4 +226,5 @@ class ConsistencyTraining(Objective):
         **kwargs, # keyword arguments for both networks
     ) -> ConsistencyTrainingOutput:
         "One step: `predicted` and `target`, to be compared by a loss of your choice"
+        check_sigma_data(student_model, self.sigma_data)
         return self._pair(student_model, teacher_model, x, current_training_step, total_training_steps, generator, kwargs)
