@@ -20,14 +20,14 @@ import consistency_models
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "consistency_models"
 FLOORS = {
-    "utils": 0,
-    "schedules": 1, "parameterization": 1, "losses": 1, "data": 1,
-    "networks": 2, "training": 2, "sampling": 2,
-    "editing": 3, "metrics": 3,
-    "trainer": 4, "pretrained": 4,
-    "widgets": 5, "cli": 5,
+    "checks": 0,
+    "utils": 1,
+    "schedules": 2, "parameterization": 2, "data": 2,
+    "losses": 3, "paths": 3, "networks": 3, "sampling": 3, "consistency_training": 3,
+    "improved_consistency_training": 4, "editing": 4, "metrics": 4, "pretrained": 4, "trainer": 5,
+    "widgets": 6, "cli": 6,
 }
-APART = {"widgets", "cli"}  # modules that the flat namespace leaves out
+APART = {"checks", "widgets", "cli"}  # modules that the flat namespace leaves out
 MODULES = [name for name in FLOORS if name not in APART]
 HEAVY = {"matplotlib", "torchvision", "ipywidgets", "sklearn", "lpips", "torchmetrics", "pandas", "IPython"}
 TEXT = {".ipynb", ".md", ".py", ".yml", ".yaml", ".ini", ".cff", ".toml"}
