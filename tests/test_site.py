@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import readme
 import yaml
-from test_project import APART, MODULES, NOTEBOOKS, ROOT, settings
+from test_project import MODULES, NOTEBOOKS, ROOT, settings
 
 from consistency_models._modidx import d as index
 
@@ -79,7 +79,7 @@ def test_every_public_name_has_a_signature_and_links_lead_to_it(pages):
     """nbdev links a public name in backticks to its page and heading"""
     shown = {(front(page).get("output-file", f"{p.stem}.html"), name) for p, page in pages.items() for name in headings(page)}
     links, lost = index["syms"], []
-    for name in (*MODULES, *APART):
+    for name in MODULES:
         module = import_module(f"consistency_models.{name}")
         for public in module.__all__:
             if getattr(getattr(module, public), "__name__", None) != public: continue  # a value, or a second name
