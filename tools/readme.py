@@ -16,8 +16,9 @@ SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 ADDRESS = f"{SETTINGS['DEFAULT']['git_url']}/blob/{SETTINGS['DEFAULT']['branch']}/nbs"
 CONVENTIONS = """\
-Conventions: data `x` lies in [-1, 1] and has shape (batch, ...); a model is any callable `model(x, sigma, **kwargs)`, to
-which the library applies c_skip and c_out; noise levels `sigmas` descend in sampling; `mask` is 1 where to generate."""
+Conventions: data `x` lies in [-1, 1] and has shape (batch, ...); a network is any callable
+`net(x, sigma, **kwargs)`, to which `consistency_function(net)` adds c_skip and c_out; noise levels
+`sigmas` descend in sampling; `mask` is 1 where to generate."""
 
 
 def text_of(output):
@@ -69,7 +70,8 @@ def llms():
 
 def files():
     """Everything that this script writes, by path"""
-    made = {ROOT / name: render(ROOT / "nbs" / notebook) for name, notebook in (("README.md", "index.ipynb"), ("CONTRIBUTING.md", "contributing.ipynb"))}
+    sources = {"README.md": "index.ipynb", "CONTRIBUTING.md": "contributing.ipynb"}
+    made = {ROOT / name: render(ROOT / "nbs" / notebook) for name, notebook in sources.items()}
     return made | {ROOT / "nbs/llms.txt": llms()}
 
 
