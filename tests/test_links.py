@@ -1,9 +1,11 @@
 """Links, anchors, figures, cross-references and names in prose all lead somewhere."""
+import ast
 import builtins
 import io
 import keyword
 import re
 import tokenize
+from importlib import import_module
 
 import torch
 from test_project import FILES, NOTEBOOKS, PACKAGE, ROOT, cells, offenders, relative, settings, source
@@ -117,6 +119,17 @@ def test_paths_in_prose_exist():
     """Files and folders of the project that a page names in backticks"""
     path = re.compile(r"`((?:nbs|tests|tools|benchmarks|consistency_models)/[\w./]*\w)`")
     assert offenders(lambda page: [p for p in path.findall(prose(page)) if not (ROOT / p).exists()], PAGES) == {}
+
+
+def test_scripts_import_what_the_package_has():
+    """Also those that no test runs, such as long benchmarks"""
+    missing = []
+    for path in (p for folder in ("tools", "benchmarks") for p in (ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(PACKAGE.name): continue
+            module = import_module(node.module)
+            missing += [(relative(path), a.name) for a in node.names if a.name != "*" and not hasattr(module, a.name)]
+    assert missing == []
 
 
 def test_tests_stand_alone_in_their_folder():
