@@ -1,7 +1,7 @@
 # Made by tests/stubs.py; edit the notebooks.
 from typing import Any
 from torch import Tensor, nn
-__all__ = ['NoiseEmbedding', 'MLP', 'ResBlock', 'SelfAttention', 'UNet']
+__all__ = ['MLP', 'UNet']
 
 class NoiseEmbedding(nn.Module):
     omega: Tensor
