@@ -13,6 +13,7 @@ from test_project import ROOT
 from consistency_models import from_pretrained
 from consistency_models.cli import RECIPES, open_data
 
+pytestmark = pytest.mark.slow
 SMALL = {"channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16, "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
 
 

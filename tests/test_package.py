@@ -10,6 +10,7 @@ import zipfile
 import pytest
 from test_project import FILES, ROOT, relative, settings
 
+pytestmark = pytest.mark.slow
 NOTEBOOKS = ["index.ipynb", "18_sampling.ipynb", "34_pretrained.ipynb"]
 INSIDE = [relative(p).removeprefix("consistency_models/") for p in FILES if relative(p).startswith("consistency_models/")]
 
