@@ -28,10 +28,11 @@ from .metrics import Classifier, frechet_distance, recognition_rate, train_class
 from .networks import UNet
 from .pretrained import _refuse_foreign_files, from_pretrained, save_pretrained
 from .sampling import ConsistencySamplingAndEditing, trajectory
-from .trainer import Trainer, new_accelerator, progress
+from .trainer import Trainer, new_accelerator
 from .improved_consistency_training import ImprovedConsistencyTraining
 from .checks import check_integer
 from .utils import default_device, image_grid, show_images, use_style
+from .watching import progress
 
 # %% ../nbs/45_cli.ipynb #3b0d03fe
 RECIPES = {

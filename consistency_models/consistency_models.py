@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'replay', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_',
-           'average_of', 'use_style', 'show_images', 'image_grid', 'to_png', 'karras_schedule', 'timesteps_schedule',
-           'improved_timesteps_schedule', 'ema_decay_rate_schedule', 'lognormal_probabilities',
+           'average_of', 'keep_memory', 'use_style', 'show_images', 'image_grid', 'to_png', 'karras_schedule',
+           'timesteps_schedule', 'improved_timesteps_schedule', 'ema_decay_rate_schedule', 'lognormal_probabilities',
            'lognormal_timestep_distribution', 'skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning',
            'ConsistencyFunction', 'consistency_function', 'model_forward_wrapper', 'Precondition',
            'gaussian_consistency_function', 'pseudo_huber_loss', 'lpips_network', 'lpips_loss',
@@ -19,12 +19,13 @@ __all__ = ['update_ema_model', 'pad_dims_like', 'replay', 'randn_like', 'default
            'colorization', 'colorize', 'super_resolution', 'super_resolve', 'stroke_to_image', 'denoise',
            'interpolate_latents', 'feature_statistics', 'frechet_distance', 'Classifier', 'train_classifier',
            'recognition_rate', 'inception_features', 'kernel_distance', 'precision_recall', 'consistency_error',
-           'shard_seed', 'data_order', 'learning_rate', 'RunOptions', 'Trainer', 'new_accelerator', 'TrainingState',
-           'finish_first', 'write_checkpoint', 'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch',
-           'NETWORKS', 'network_config', 'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints',
+           'shard_seed', 'data_order', 'learning_rate', 'TrainingState', 'Trainer', 'write_checkpoint',
+           'read_checkpoint', 'LossByLevel', 'progress', 'training_figure', 'watch', 'training_dashboard', 'NETWORKS',
+           'network_config', 'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints',
            'from_pretrained', 'DiffusersUNet', 'from_diffusers']
 
 # %% ../nbs/99_api.ipynb #6a98bfd3
+from .checkpoints import *
 from .data import *
 from .editing import *
 from .losses import *
@@ -39,13 +40,14 @@ from .consistency_training import *
 from .improved_consistency_training import *
 from .paths import *
 from .utils import *
+from .watching import *
 
 # %% ../nbs/99_api.ipynb #0a021397
 #| code-fold: true
 _all_ = [
     # utils
     "update_ema_model", "pad_dims_like",
-    "replay", "randn_like", "default_device", "write_whole", "update_ema_model_", "average_of", "use_style", "show_images", "image_grid", "to_png",
+    "replay", "randn_like", "default_device", "write_whole", "update_ema_model_", "average_of", "keep_memory", "use_style", "show_images", "image_grid", "to_png",
     # schedules
     "karras_schedule", "timesteps_schedule", "improved_timesteps_schedule", "ema_decay_rate_schedule", "lognormal_probabilities", "lognormal_timestep_distribution",
     # parameterization
@@ -67,8 +69,11 @@ _all_ = [
     # metrics
     "feature_statistics", "frechet_distance", "Classifier", "train_classifier", "recognition_rate", "inception_features", "kernel_distance", "precision_recall", "consistency_error",
     # trainer
-    "shard_seed", "data_order", "learning_rate", "RunOptions", "Trainer", "new_accelerator", "TrainingState", "finish_first", "write_checkpoint", "read_checkpoint", "LossByLevel", "progress", "training_figure",
-    "watch",
+    "shard_seed", "data_order", "learning_rate", "TrainingState", "Trainer",
+    # checkpoints
+    "write_checkpoint", "read_checkpoint",
+    # watching
+    "LossByLevel", "progress", "training_figure", "watch", "training_dashboard",
     # pretrained
     "NETWORKS", "network_config", "build_network", "save_pretrained", "push_to_hub", "bundled_checkpoints", "from_pretrained", "DiffusersUNet", "from_diffusers",
 ]

@@ -41,10 +41,11 @@ from .parameterization import input_scaling, noise_conditioning, output_scaling,
 from .pretrained import from_pretrained
 from .sampling import trajectory
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
-from .trainer import LossByLevel, Trainer, TrainingState, _close
+from .trainer import Trainer, TrainingState
 from .paths import exact_consistency_function
 from .checks import check_integer
 from .utils import default_device, image_grid, use_style
+from .watching import LossByLevel, _close
 
 # %% ../nbs/40_widgets.ipynb #68ac444b
 _WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
@@ -757,7 +758,7 @@ def training_picture(
     "Loss by noise level, N(k) so far, and samples, as a PNG"
     def plot(fig):
         left, middle, right = _plots(fig, "noise level σ / weighted loss", "step / N(k)", "")
-        left.loglog(losses.centres, losses.means, "o-", ms=4)
+        left.loglog(losses.centers, losses.means, "o-", ms=4)
         middle.step(*zip(*history), where="post")
         right.imshow(image_grid(samples, 4, 1).permute(1, 2, 0))
         right.set_axis_off()
