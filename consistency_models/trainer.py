@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from .checkpoints import (
@@ -36,7 +37,7 @@ from .checks import check_integer, check_number
 from .consistency_training import Objective
 from .improved_consistency_training import ImprovedConsistencyTraining
 from .utils import (
-    at_least_float32, average_of, keep_memory, random_state, set_random_state, update_ema_model_)
+    at_least_float32, average_of, keep_memory, random_state, set_random_state)
 
 # %% ../nbs/31_trainer.ipynb #51c94bc7
 def shard_seed(
@@ -303,6 +304,8 @@ class Trainer:
     shards: int = field(init=False, repr=False) # passes in a step, over all processes
     _trained: list = field(init=False, repr=False) # parameters of network and objective
     _modules: list = field(init=False, repr=False) # of the network, for its buffers
+    _average_modules: list = field(init=False, repr=False)
+    _averaged: list = field(init=False, repr=False) # pairs of an average and its weight
     _types: set = field(init=False, repr=False) # that the data may have
     _optimizer_settings: dict = field(init=False, repr=False)
     _levels: object = field(default=None, init=False, repr=False) # losses for the tracker
@@ -365,6 +368,9 @@ class Trainer:
                 self._columns(_collate([_SeededSamples(self.data)[0, self.seed]]))
         self.model = _wrapped(self.accelerator, call)
         self.average = average_of(self.net).eval()
+        self._average_modules = list(self.average.modules())
+        self._averaged = [(a, p) for a, p in zip(self.average.parameters(), self.net.parameters())
+                          if a.is_floating_point() or a.is_complex()]
         self.objective = copy.copy(self.objective)              # what it keeps is this run's own
         with _leave_generators(self.device):
             _seed_all(shard_seed(self.seed, 0, -4), self.device)
@@ -493,9 +499,18 @@ class Trainer:
             self.scaler.step(self.optim)
             self.scaler.update()
         else: self.optim.step()
-        young = (self.step + 1) / (self.step + 10)
-        update_ema_model_(self.average, self.net, min(self.ema_decay, young))
+        self._move_average(min(self.ema_decay, (self.step + 1) / (self.step + 10)))
         self.objective.follow(self.net, output)
+
+    @torch.no_grad()
+    def _move_average(self, decay:float):
+        "What `update_ema_model_` does, with pairs of weights that are looked up once"
+        weights = [p.to(a.dtype) for a, p in self._averaged]
+        get_ema_multi_avg_fn(decay)([a for a, _ in self._averaged], weights, None)
+        for kept, own in zip(self._average_modules, self._modules):
+            for k, v in kept._buffers.items():
+                b = own._buffers.get(k)
+                if v is not None and b is not None and b.shape == v.shape: v.copy_(b)
 
     def _step(self, batches:Iterator) -> TrainingState:
         "One whole optimizer step; an error in its first half leaves no trace"
