@@ -14,8 +14,10 @@ from consistency_models.metrics import *
 from consistency_models.networks import *
 from consistency_models.parameterization import *
 from consistency_models.paths import *
+from consistency_models.pictures import *
 from consistency_models.pretrained import *
 from consistency_models.sampling import *
 from consistency_models.schedules import *
 from consistency_models.trainer import *
 from consistency_models.utils import *
+from consistency_models.watching import *
