@@ -94,7 +94,7 @@ class Live(ipywidgets.VBox):
         vars(self).pop("draw", None)
         super().close()
 
-# %% ../nbs/40_live.ipynb #f559fb79
+# %% ../nbs/40_live.ipynb #df30ae09
 #| code-fold: true
 @cache
 def _font(size:int):
@@ -110,7 +110,7 @@ def labeled_grid(
 ) -> bytes: # a PNG
     "Images in a grid with words that are still legible where the picture is shown 400 pixels wide"
     font = _font(width // 36)
-    gap, left, above = (width // n // 4 * 4 for n in (150, 7, 24))     # fours: a film has half the size
+    gap, left, above = (width // n // 4 * 4 for n in (150, 6, 24))     # fours: a film has half the size
     if not rows: left = 0
     if not titles: above = 0
     across = (width - left) // columns // 4 * 4

@@ -1,7 +1,11 @@
 """Small networks and helpers that several test files share."""
 
+import io
+import threading
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -84,3 +88,22 @@ def images():
 @pytest.fixture
 def my_kwarg():
     return torch.tensor([0, 1, 2, 3])
+
+
+# Widgets
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Fails a test that starts a thread: what a thread sets on a widget is not shown on Colab."""
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"{thread} was started"))
+
+
+def picture(live):
+    """The picture of an explorer that has no complaint."""
+    assert live.message.value == ""
+    return live.picture.value
+
+
+def pixels(png):
+    """The pixels of a PNG, whatever the way it was packed."""
+    with Image.open(io.BytesIO(png)) as image: return image.size, image.convert("RGB").tobytes()
