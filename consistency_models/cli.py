@@ -27,10 +27,11 @@ from .editing import inpaint, interpolate_latents, preset_mask
 from .metrics import Classifier, frechet_distance, recognition_rate, train_classifier
 from .networks import UNet
 from .pretrained import _refuse_foreign_files, from_pretrained, save_pretrained
-from .sampling import ConsistencySamplingAndEditing
+from .sampling import ConsistencySamplingAndEditing, trajectory
 from .trainer import Trainer, new_accelerator, progress
-from .training import ImprovedConsistencyTraining
-from .utils import check_integer, default_device, image_grid, show_images, use_style
+from .improved_consistency_training import ImprovedConsistencyTraining
+from .checks import check_integer
+from .utils import default_device, image_grid, show_images, use_style
 
 # %% ../nbs/45_cli.ipynb #3b0d03fe
 RECIPES = {
@@ -147,7 +148,7 @@ def make_trainer(
     final = recipe["final_timesteps"]
     objective = ImprovedConsistencyTraining(sigma_data=net.sigma_data, initial_timesteps=final if start else 10, final_timesteps=final)
     chosen = {k: recipe[k] for k in ("steps", "batch_size", "learning_rate", "ema_decay", "precision")}
-    return Trainer(net, data, objective=objective, labels=facts["num_classes"] is not None, channels_last=True, seed=seed, **chosen, **settings)
+    return Trainer(net, data, objective=objective, conditions=("class_labels",) if facts["num_classes"] else (), channels_last=True, seed=seed, **chosen, **settings)
 
 # %% ../nbs/45_cli.ipynb #8ca479e5
 def train(
@@ -291,8 +292,8 @@ def edit(
     path = _picture_to_write(out, "edits.png")
     net = _load(model)
     x = read_image(image, *net.notes["shape"]).to(next(net.parameters()).device).expand(check_integer(n, "n", 1), -1, -1, -1)
-    results = inpaint(net, x, named_mask(mask, *x.shape[2:]).to(x), _numbers(sigmas), ConsistencySamplingAndEditing(sigma_data=net.sigma_data),
-                      torch.Generator().manual_seed(seed), **_labels(net, n, None if label is None else str(label)))
+    results = inpaint(net, x, named_mask(mask, *x.shape[2:]).to(x), _numbers(sigmas),
+                      generator=torch.Generator().manual_seed(seed), **_labels(net, n, None if label is None else str(label)))
     _save_grid(torch.cat([x[:1], results]), path, n + 1)
 
 # %% ../nbs/45_cli.ipynb #2fd95bd9
@@ -406,8 +407,7 @@ def draw_samples(
     for name, sigmas in (("one_step", [80.]), ("two_steps", [80., 0.8])):
         x = sample_classes(net, digits.repeat(8), (1, 8, 8), sigmas)
         save(show_images(x, columns=10, titles=[str(i) for i in range(10)] + [""] * 70, smooth=True), out / f"samples_{name}.png")
-    sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
-    walk = list(sampler.trajectory(net, torch.empty(10, 1, 8, 8, device=device), [80., 1.6, 0.6], clip_denoised=True,
+    walk = list(trajectory(net, torch.empty(10, 1, 8, 8, device=device), [80., 1.6, 0.6], clip_denoised=True,
                                    generator=torch.Generator().manual_seed(1), class_labels=digits))
     rows = [x for sigma, noisy, denoised in walk for x in (noisy / max(1, sigma), denoised)]
     names = [text for sigma, *_ in walk for text in (f"noise, σ = {sigma:g}", "one jump later")]
@@ -463,7 +463,7 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     use_style()
     start, trainer = time.perf_counter(), make_trainer(data, recipe_for("digits", steps=steps), seed)
-    history = [(state.next_sigmas, state.losses) for state in progress(trainer.train())]
+    history = [(state.upper, state.losses) for state in progress(trainer.train())]
     net, (images, labels) = trainer.average, (t.to(trainer.device) for t in data.tensors)
     print(f"trained {trainer.steps} steps in {time.perf_counter() - start:.0f} s on {trainer.device}; drawing and measuring ...")
     draw_samples(net, folder, trainer.device)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .utils import check_floating, check_integer, randn_like
+from .checks import check_floating, check_integer
+from .utils import randn_like
 
 # %% ../nbs/10_data.ipynb #8d606f72
 def two_moons(

@@ -1,30 +1,23 @@
 # Made by tests/stubs.py; edit the notebooks.
 from collections.abc import Callable
-from dataclasses import dataclass
-import torch
 from torch import Tensor
-from .sampling import ConsistencySamplingAndEditing
-__all__ = ['LUMINANCE', 'Operator', 'editing_sigmas', 'edit', 'inpaint', 'preset_mask', 'outpaint', 'orthogonal_basis', 'in_basis', 'colorization', 'colorize', 'split_patches', 'join_patches', 'super_resolution', 'super_resolve', 'stroke_to_image', 'denoise', 'interpolate_latents']
-
-@dataclass(frozen=True, eq=False)
-class Operator:
-    mask: Tensor | float = ...
-    transform_fn: Callable = ...
-    inverse_transform_fn: Callable = ...
+from .parameterization import ConsistencyFunction
+from .sampling import Operator
+__all__ = ['LUMINANCE', 'editing_sigmas', 'edit', 'inpaint', 'preset_mask', 'outpaint', 'orthogonal_basis', 'colorization', 'colorize', 'super_resolution', 'super_resolve', 'stroke_to_image', 'denoise', 'interpolate_latents']
 
 def editing_sigmas(n: int=..., sigma_min: float=...) -> Tensor:
     ...
 
-def edit(model, y: Tensor, operator: Operator, sigmas=..., sampler: ConsistencySamplingAndEditing | None=..., generator: torch.Generator | None=..., clip_denoised: bool=..., start_from_y: bool=..., add_initial_noise: bool=..., trajectory: bool=..., model_kwargs: dict | None=..., **kwargs) -> Tensor:
+def edit(f: ConsistencyFunction | Callable, y: Tensor, operator: Operator | None=..., sigmas=..., **kwargs) -> Tensor:
     ...
 
-def inpaint(model, x: Tensor, mask: Tensor, sigmas=..., sampler: ConsistencySamplingAndEditing | None=..., generator: torch.Generator | None=..., clip_denoised: bool=..., **kwargs) -> Tensor:
+def inpaint(f: ConsistencyFunction | Callable, x: Tensor, mask: Tensor, sigmas=..., **kwargs) -> Tensor:
     ...
 
 def preset_mask(name: str, height: int, width: int, seed: int=...) -> Tensor:
     ...
 
-def outpaint(model, x: Tensor, padding: int | tuple, sigmas=..., **kwargs) -> Tensor:
+def outpaint(f: ConsistencyFunction | Callable, x: Tensor, padding: int | tuple, sigmas=..., **kwargs) -> Tensor:
     ...
 
 def orthogonal_basis(first) -> Tensor:
@@ -37,7 +30,7 @@ def in_basis(x: Tensor, basis: Tensor) -> Tensor:
 def colorization() -> Operator:
     ...
 
-def colorize(model, gray: Tensor, sigmas=..., sampler: ConsistencySamplingAndEditing | None=..., generator: torch.Generator | None=..., **kwargs) -> Tensor:
+def colorize(f: ConsistencyFunction | Callable, gray: Tensor, sigmas=..., **kwargs) -> Tensor:
     ...
 
 def split_patches(x: Tensor, factor: int) -> Tensor:
@@ -49,14 +42,14 @@ def join_patches(u: Tensor, factor: int) -> Tensor:
 def super_resolution(factor: int, dims: int=...) -> Operator:
     ...
 
-def super_resolve(model, low: Tensor, factor: int, sigmas=..., sampler: ConsistencySamplingAndEditing | None=..., generator: torch.Generator | None=..., **kwargs) -> Tensor:
+def super_resolve(f: ConsistencyFunction | Callable, low: Tensor, factor: int, sigmas=..., **kwargs) -> Tensor:
     ...
 
-def stroke_to_image(model, painting: Tensor, sigmas=..., sampler: ConsistencySamplingAndEditing | None=..., generator: torch.Generator | None=..., **kwargs) -> Tensor:
+def stroke_to_image(f: ConsistencyFunction | Callable, painting: Tensor, sigmas=..., **kwargs) -> Tensor:
     ...
 
-def denoise(model, x: Tensor, sigma: float, sampler: ConsistencySamplingAndEditing | None=..., **kwargs) -> Tensor:
+def denoise(f: ConsistencyFunction | Callable, x: Tensor, sigma: float, **kwargs) -> Tensor:
     ...
 
-def interpolate_latents(model, a: Tensor, b: Tensor, weights, sigmas=..., sampler: ConsistencySamplingAndEditing | None=..., generator: torch.Generator | None=..., **kwargs) -> Tensor:
+def interpolate_latents(f: ConsistencyFunction | Callable, a: Tensor, b: Tensor, weights, sigmas=..., **kwargs) -> Tensor:
     ...

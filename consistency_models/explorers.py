@@ -15,19 +15,18 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-# %% ../nbs/42_explorers.ipynb #edada60b
+# %% ../nbs/42_explorers.ipynb #8f6746a2
 from .data import spiral, two_moons
 from .live import Live, figure_png, label_menu, labeled_grid, level_slider, slider
 from .losses import pseudo_huber_loss
 from .painter import PaintSurface
-from .parameterization import input_scaling, noise_conditioning, output_scaling, sigma_data_of, skip_scaling
+from .parameterization import input_scaling, noise_conditioning, output_scaling, skip_scaling
+from .paths import exact_consistency_function
 from .pretrained import class_labels, load_image_model
-from .sampling import ConsistencySamplingAndEditing
+from .sampling import trajectory
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
-from .training import exact_consistency_function
 
-# %% ../nbs/42_explorers.ipynb #d23f18f8
-@torch.no_grad()
+# %% ../nbs/42_explorers.ipynb #e306b80d
 def sampling_picture(
     net, # a trained network with `notes`, as `from_pretrained` gives it
     columns:int, # samples in a row
@@ -39,9 +38,8 @@ def sampling_picture(
 ) -> bytes: # a PNG
     "Noise, the answer of each step, and further rows of samples"
     n = columns * rows
-    sampler = ConsistencySamplingAndEditing(sigma_data=sigma_data_of(net) or 0.5)
     y = torch.empty(n, *net.notes["shape"], device=next(net.parameters()).device)
-    steps = list(sampler.trajectory(
+    steps = list(trajectory(
         net, y, sigmas, clip_denoised=clip, generator=torch.Generator().manual_seed(seed),
         **class_labels(net, n, labels)))
     walk, names = [steps[0][1][:columns] / steps[0][0]], ["noise"]

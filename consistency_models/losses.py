@@ -12,7 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .utils import as_tensor, at_least_float32, check_ascending, check_floating, check_number
+from .checks import as_tensor, check_ascending, check_number
+from .utils import at_least_float32
 
 # %% ../nbs/16_losses.ipynb #4629a1b7
 def pseudo_huber_loss(
@@ -25,15 +26,15 @@ def pseudo_huber_loss(
     values = math.prod(input.shape[1:])
     c = 0.00054 * math.sqrt(values) if c is None else check_number(c, "c", 0, above=True)
     error = input.to(at_least_float32(input.dtype)) - target
-    s = error.reshape(len(input), values).square().sum(1)
-    distance = s / ((s + c**2).sqrt() + c)                  # sqrt(s + c^2) - c, without its cancellation
+    distance = (error.reshape(len(input), values).square().sum(1) + c**2).sqrt() - c
     return distance.reshape(-1, *(1,) * (input.ndim - 1)).to(input.dtype)
 
 # %% ../nbs/16_losses.ipynb #f5a5e8a9
 def _check_pair(input, target):
     "Raise unless `input` and `target` are floating tensors of one shape with a batch axis"
-    check_floating(input, "input")
-    check_floating(target, "target")
+    for value, name in ((input, "input"), (target, "target")):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating point tensor, got {getattr(value, 'dtype', type(value).__name__)}")
     if input.shape != target.shape or input.ndim == 0 or 0 in input.shape[1:]:
         raise ValueError(f"input and target must have the same shape (batch, ...), got {tuple(input.shape)} and {tuple(target.shape)}")
 

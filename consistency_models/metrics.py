@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .parameterization import check_sigma_data, model_forward_wrapper, sigma_data_of
-from .training import exact_consistency_function
-from .utils import as_double, check_floating, check_integer, draw_device, randn_like, write_whole
+from .parameterization import consistency_function
+from .paths import exact_consistency_function
+from .checks import check_floating, check_integer
+from .utils import as_double, draw_device, randn_like, write_whole
 
 # %% ../nbs/30_metrics.ipynb #96d2f0d3
 def _check_samples(x:Tensor, name:str, least:int=2):
@@ -270,21 +271,19 @@ def consistency_error(
     data:Tensor, # all clean samples, shape `(m, ...)`
     sigmas, # noise levels at which the model is asked
     samples:int=64, # number of paths
-    sigma_data:float|None=None, # standard deviation of the clean data; what the model says, else 0.5, if `None`
     generator:torch.Generator|None=None, # source of randomness
     **kwargs, # handed to the model
 ) -> list[float]: # for each level, root mean square distance between the model's answer and the end of the path
     "Distance between a model and the exact consistency function of a finite data set, by noise level"
     check_floating(data, "data")
-    if sigma_data is None: sigma_data = sigma_data_of(model) or 0.5
-    check_sigma_data(model, sigma_data)
+    f = consistency_function(model, **kwargs)
     if data.numel() == 0: raise ValueError(f"data must hold samples, got shape {tuple(data.shape)}")
     _check_finite(data, "data")
     x0 = data[torch.randint(len(data), (check_integer(samples, "samples", 1),), generator=generator, device=draw_device(generator, data.device)).to(data.device)]
     noise, errors = randn_like(x0, generator), []
     for sigma in sigmas:
         x = x0 + sigma * noise
-        answer = model_forward_wrapper(model, x, sigma, sigma_data, **kwargs)
+        answer = f(x, sigma)
         _check_finite(answer, f"the model's answers at noise level {float(sigma):g}")
         difference = as_double(answer) - as_double(exact_consistency_function(x, sigma, data))
         errors.append(difference.square().mean().sqrt().item())

@@ -38,5 +38,5 @@ def kernel_distance(real: Tensor, fake: Tensor, features, batch_size: int=...) -
 def precision_recall(real: Tensor, fake: Tensor, features, neighbours: int=...) -> tuple[float, float]:
     ...
 
-def consistency_error(model, data: Tensor, sigmas, samples: int=..., sigma_data: float | None=..., generator: torch.Generator | None=..., **kwargs) -> list[float]:
+def consistency_error(model, data: Tensor, sigmas, samples: int=..., generator: torch.Generator | None=..., **kwargs) -> list[float]:
     ...

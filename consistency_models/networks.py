@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .parameterization import input_scaling, noise_conditioning
-from .utils import check_floating, pad_dims_like
+from .checks import check_floating
+from .utils import pad_dims_like
 
 # %% ../nbs/14_networks.ipynb #bbba49ab
 class NoiseEmbedding(nn.Module):

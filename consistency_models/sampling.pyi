@@ -3,10 +3,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 import torch
 from torch import Tensor
-__all__ = ['check_sigmas', 'identity', 'check_mask', 'keep_known', 'ConsistencySamplingAndEditing', 'slerp', 'check_interpolation']
-
-def check_sigmas(sigmas: Iterable, sigma_min: float=...) -> list[float]:
-    ...
+from .parameterization import ConsistencyFunction
+__all__ = ['Operator', 'check_operator', 'trajectory', 'ConsistencySamplingAndEditing', 'slerp']
 
 def identity(x: Tensor) -> Tensor:
     ...
@@ -14,7 +12,22 @@ def identity(x: Tensor) -> Tensor:
 def check_mask(mask, ay: Tensor) -> Tensor:
     ...
 
-def keep_known(y: Tensor, mask: Tensor | None, transform_fn: Callable=..., inverse_transform_fn: Callable=...) -> Callable:
+@dataclass(frozen=True, eq=False)
+class Operator:
+    mask: Tensor | float = ...
+    transform_fn: Callable = ...
+    inverse_transform_fn: Callable = ...
+
+    def recombine(self, x: Tensor, y: Tensor) -> Tensor:
+        ...
+
+def check_operator(operator: Operator, y: Tensor):
+    ...
+
+def trajectory(f: ConsistencyFunction | Callable, y: Tensor, sigmas: Iterable, operator: Operator | None=..., start_from_y: bool=..., add_initial_noise: bool=..., clip_denoised: bool=..., generator: torch.Generator | None=..., **kwargs) -> Iterator[tuple[float, Tensor, Tensor]]:
+    ...
+
+def check_reference(y, name: str=...):
     ...
 
 @dataclass(eq=False)
@@ -25,17 +38,14 @@ class ConsistencySamplingAndEditing:
     def __post_init__(self):
         ...
 
-    def trajectory(self, model, y: Tensor, sigmas: Iterable, mask: Tensor | None=..., transform_fn: Callable=..., inverse_transform_fn: Callable=..., start_from_y: bool=..., add_initial_noise: bool=..., clip_denoised: bool=..., verbose: bool=..., generator: torch.Generator | None=..., enable_grad: bool=..., model_kwargs: dict | None=..., **kwargs) -> Iterator[tuple[float, Tensor, Tensor]]:
+    def __call__(self, model: Callable, y: Tensor, sigmas: Iterable, mask: Tensor | None=..., transform_fn: Callable=..., inverse_transform_fn: Callable=..., start_from_y: bool=..., add_initial_noise: bool=..., clip_denoised: bool=..., verbose: bool=..., generator: torch.Generator | None=..., **kwargs) -> Tensor:
         ...
 
-    def __call__(self, model, y: Tensor, sigmas: Iterable, mask: Tensor | None=..., transform_fn: Callable=..., inverse_transform_fn: Callable=..., start_from_y: bool=..., add_initial_noise: bool=..., clip_denoised: bool=..., verbose: bool=..., generator: torch.Generator | None=..., enable_grad: bool=..., model_kwargs: dict | None=..., **kwargs) -> Tensor:
+    def interpolate(self, model: Callable, a: Tensor, b: Tensor, ab_ratio, sigmas: Iterable, clip_denoised: bool=..., verbose: bool=..., generator: torch.Generator | None=..., **kwargs) -> Tensor:
         ...
 
-    def interpolate(self, model, a: Tensor, b: Tensor, ab_ratio, sigmas: Iterable, clip_denoised: bool=..., verbose: bool=..., generator: torch.Generator | None=..., model_kwargs: dict | None=..., **kwargs) -> Tensor:
-        ...
-
-def slerp(a: Tensor, b: Tensor, ratio) -> Tensor:
+def check_interpolation(a, b, weight, name: str=...):
     ...
 
-def check_interpolation(a, b, ratio, name: str=...):
+def slerp(a: Tensor, b: Tensor, weight) -> Tensor:
     ...

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from .utils import as_double, check_ascending, check_integer, check_number, draw_device
+from .checks import check_ascending, check_integer, check_number
+from .utils import draw_device
 
 # %% ../nbs/11_schedules.ipynb #4ceb79de
 def karras_schedule(
@@ -21,27 +22,27 @@ def karras_schedule(
     sigma_max:float=80., # largest noise level, the last entry
     rho:float=7., # 1 is linear; larger values put more levels near `sigma_min`
     device:torch.device|None=None, # where the result lives
-    dtype:torch.dtype|None=None, # type of the result, `float32` if `None`
+    dtype:torch.dtype|None=None, # floating type of the result, `float32` if `None`
 ) -> Tensor: # noise levels, ascending, shape `(num_timesteps,)`
     "Noise levels evenly spaced in $\\sigma^{1/\\rho}$: Eq. 5 of Karras et al. (2022), in ascending order"
-    num_timesteps = check_integer(num_timesteps, "num_timesteps", 2, 10**6 + 1)
-    sigma_min = check_number(sigma_min, "sigma_min", 1e-15)
-    sigma_max = check_number(sigma_max, "sigma_max", sigma_min, 1e15, above=True)
-    rho = check_number(rho, "rho", 0.05, 1e6)
-    dtype = dtype or torch.float32
-    if not dtype.is_floating_point: raise TypeError(f"dtype must be floating, got {dtype}")
+    num_timesteps = check_integer(num_timesteps, "num_timesteps", 2)
+    sigma_min = check_number(sigma_min, "sigma_min", 0, above=True)
+    sigma_max = check_number(sigma_max, "sigma_max", sigma_min, above=True)
+    rho = check_number(rho, "rho", 0, above=True)
     roots = torch.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_timesteps, dtype=torch.float64)
     sigmas = roots**rho
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
-    return sigmas.to(dtype).to(device)
+    return sigmas.to(dtype or torch.float32).to(device)
 
 # %% ../nbs/11_schedules.ipynb #64dbe22a
 def _check_steps(current, total, initial, final, fewest:int):
     "Raise unless `0 <= current <= total` and `fewest <= initial <= final`, all whole numbers"
+    values = current, total, initial, final
+    if all(type(v) is int for v in values) and 0 <= current <= total > 0 and fewest <= initial <= final: return values
     total = check_integer(total, "total_training_steps", 1)
     current = check_integer(current, "current_training_step", 0)
-    initial = check_integer(initial, "initial_timesteps", fewest, 10**6)
-    final = check_integer(final, "final_timesteps", 1, 10**6)
+    initial = check_integer(initial, "initial_timesteps", fewest)
+    final = check_integer(final, "final_timesteps", 1)
     if current > total:
         raise ValueError(f"current_training_step must be at most total_training_steps, got {current} of {total}")
     if final < initial:
@@ -87,19 +88,23 @@ def lognormal_probabilities(
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
     mean:float=-1.1, # mean of $\ln\sigma$
     std:float=2., # standard deviation of $\ln\sigma$
-) -> Tensor: # $p(\sigma_i)$, shape `(num_timesteps - 1,)`, sums to one
+) -> Tensor: # $p(\sigma_i)$, shape `(num_timesteps - 1,)`, `float64`, sums to one
     "Probability of each step of the grid under a lognormal distribution: section 3.5 of Song & Dhariwal (2023)"
     sigmas = check_ascending(sigmas)
-    device, sigmas = sigmas.device, as_double(sigmas)
-    mean = check_number(mean, "mean", -1000, 1000)
-    std = min(max(check_number(std, "std", 0, above=True), 1e-12), 1e6)   # beyond these it no longer matters
-    z = (sigmas.log() - mean) / std
-    near, far = torch.minimum(z[1:].abs(), z[:-1].abs()), torch.maximum(z[1:].abs(), z[:-1].abs())
-    log_near, log_far = torch.special.log_ndtr(-near), torch.special.log_ndtr(-far)
-    tail = log_near + torch.log1p(-torch.exp(log_far - log_near))            # both ends on one side of the bell
-    centre = torch.log1p(-torch.exp(log_near) - torch.exp(log_far))          # the bell's centre lies between them
-    p = torch.where(z[1:].sign() * z[:-1].sign() > 0, tail, centre).softmax(0)
-    return p.float().to(device) if device.type == "mps" else p
+    mean, std = check_number(mean, "mean"), check_number(std, "std", 0, above=True)
+    p = ((sigmas.log() - mean) / (math.sqrt(2) * std)).erf().diff()
+    if not p.sum() > 0: raise ValueError(f"the lognormal with mean {mean} and std {std} has no mass between the levels of sigmas")
+    return p / p.sum()
+
+# %% ../nbs/11_schedules.ipynb #dc179bbe
+def draw_steps(
+    p:Tensor, # probability of each step of the grid, shape `(num_timesteps - 1,)`
+    n:int, # how many to draw
+    generator:torch.Generator|None=None, # source of randomness
+) -> Tensor: # indices, shape `(n,)`, where the generator lives
+    "Draw steps of the grid"
+    p = p.to(draw_device(generator, p.device))
+    return torch.multinomial(p, n, replacement=True, generator=generator)
 
 # %% ../nbs/11_schedules.ipynb #97bc8f90
 def lognormal_timestep_distribution(
@@ -110,6 +115,5 @@ def lognormal_timestep_distribution(
     generator:torch.Generator|None=None, # source of randomness
 ) -> Tensor: # indices from 0 to `num_timesteps - 2`, shape `(num_samples,)`
     "Draw steps of the grid with `lognormal_probabilities`: section 3.5 of Song & Dhariwal (2023)"
-    num_samples, p = check_integer(num_samples, "num_samples", 1), lognormal_probabilities(sigmas, mean, std)
-    where = draw_device(generator, p.device)
-    return torch.multinomial(p.to(where), num_samples, replacement=True, generator=generator).to(p.device)
+    p = lognormal_probabilities(sigmas, mean, std)
+    return draw_steps(p, check_integer(num_samples, "num_samples", 1), generator).to(p.device)

@@ -35,12 +35,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
-from .losses import pseudo_huber_loss
-from .schedules import ema_decay_rate_schedule
-from .training import ImprovedConsistencyTraining
+from .checks import check_integer, check_number
+from .improved_consistency_training import ImprovedConsistencyTraining
 from .utils import (
-    _check_same_layout, at_least_float32, check_integer, check_number, pad_dims_like, random_state, set_random_state,
-    update_ema_model_, write_whole)
+    _check_same_layout, average_of, random_state, set_random_state, update_ema_model_, write_whole)
 
 # %% ../nbs/31_trainer.ipynb #51c94bc7
 def shard_seed(
@@ -128,8 +126,7 @@ class Trainer(RunOptions):
     data: Dataset # of tensors `x`, or of pairs `(x, label)`
     steps: int # $K$, optimiser steps of the whole run
     objective: Callable = field(default_factory=ImprovedConsistencyTraining) # what a step computes
-    loss: Callable = pseudo_huber_loss # compares `predicted` and `target`
-    labels: bool = False # hand the data's labels to the network as `class_labels`
+    conditions: tuple = () # names under which the data's further columns are handed to the network, such as `("class_labels",)`
     batch_size: int = 64 # samples in one pass of one process
     accumulate: int = 1 # passes whose gradients make one optimiser step
     learning_rate: float = 1e-3 # peak of the learning rate, for all groups of parameters
@@ -156,9 +153,8 @@ def _check(self:Trainer):
     if self.clip_norm is not None: self.clip_norm = check_number(self.clip_norm, "clip_norm", 0, above=True)
     self.precision = _chosen_precision(self.precision, self.accelerator)
     _check_network(self.net)
-    self.needs_teacher = "teacher_model" in inspect.signature(self.objective).parameters
-    if self.needs_teacher and not hasattr(self.objective, "initial_timesteps"):
-        raise ValueError("an objective with a teacher_model needs the attribute initial_timesteps, for the decay rate of the teacher's average")
+    if not hasattr(self.objective, "attach"): raise TypeError(f"objective must be an Objective, such as ImprovedConsistencyTraining(), got {type(self.objective).__name__}")
+    self.objective = copy.copy(self.objective)          # its target belongs to this run
     if isinstance(self.data, (IterableDataset, dict)) or not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__"):
         raise TypeError(f"data must be a dataset with a length and numbered samples, such as TensorDataset(x), got {type(self.data).__name__}")
     if len(self.data) == 0: raise ValueError("data must hold at least one sample, got none")
@@ -225,11 +221,12 @@ def _check_batch(self:Trainer, batch):
     if x.dtype not in usable:
         raise TypeError(f"data must have the type of the network's weights, got {x.dtype}: "
                         f"convert it with .{'double' if types == {torch.float64} else 'float'}()")
-    if self.labels and not labels:
-        raise ValueError("labels=True, but the data has no labels; it must yield pairs (x, label)")
-    if self.labels and not isinstance(labels[0], Tensor):
-        label = labels[0][0] if isinstance(labels[0], (tuple, list)) else labels[0]
-        raise TypeError(f"labels must be numbers, got {type(label).__name__}")
+    if len(labels) < len(self.conditions):
+        raise ValueError(f"conditions are {', '.join(self.conditions)}, but the data yields {len(labels)} columns besides x")
+    for name, column in zip(self.conditions, labels):
+        if not isinstance(column, Tensor):
+            value = column[0] if isinstance(column, (tuple, list)) else column
+            raise TypeError(f"{name} must be numbers, got {type(value).__name__}")
 
 # %% ../nbs/31_trainer.ipynb #45093ffc
 def new_accelerator(
@@ -278,10 +275,9 @@ def _prepare(self:Trainer):
     if self.workers == 0:
         with _leave_generators(torch.device("cpu")): self._check_batch(_collate([_SeededSamples(self.data)[0, self.seed]]))
     self.model = _wrapped(self.accelerator, self.call)
-    self.average = _average_of(self.net).eval()
-    self.wide = all(a.dtype == b.dtype for a, b in zip(self.average.parameters(), self.net.parameters()))
-    self.teacher = _average_of(self.net) if self.needs_teacher else None
-    self.optim = self.optimizer(self.net.parameters())
+    self.average = average_of(self.net).eval()
+    self.objective.attach(self.net)
+    self.optim = self.optimizer([*self.net.parameters(), *self.objective.parameters()])
     self.optimizer_facts = _optimizer_facts(self.net, self.optim)
     self.shards = self.accelerator.num_processes * self.accumulate
     self.levels = LossByLevel() if self.tracker else None
@@ -297,35 +293,10 @@ def _wrapped(accelerator, call:nn.Module) -> nn.Module:
     if own: call.forward = own
     return wrapped
 
-def _average_of(net:nn.Module) -> nn.Module:
-    "A frozen copy of a network, with float32 in place of half precision"
-    held = [t for m in net.modules() for t in (*vars(m).values(), *m.buffers(recurse=False))]
-    computed = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
-    copied = copy.deepcopy(net, computed).requires_grad_(False)     # alone it refuses the computed
-    wide = lambda t: t.to(at_least_float32(t.dtype)) if t.is_floating_point() else t
-    return copied._apply(wide)
-
-class _WithWeights:
-    "A network called with the weights and buffers of its teacher, in the types of its own"
-    def __init__(self, call:nn.Module, teacher:nn.Module): self.call, self.teacher = call, teacher
-
-    def __call__(self, *args, **kwargs):
-        kept = dict((*self.teacher.named_parameters(remove_duplicate=False), *self.teacher.named_buffers(remove_duplicate=False)))
-        weights = {}
-        for part, module in self.call.named_modules():              # a module of two names is met once
-            for k, own in (*module._parameters.items(), *module._buffers.items()):
-                name = f"{part}.{k}".lstrip(".")
-                v = kept.get(name.removeprefix("_orig_mod."))       # the prefix of compiled networks
-                if own is not None and v is not None and v.shape == own.shape: weights[name] = v.to(own.dtype, copy=True)
-        return torch.func.functional_call(self.call, weights, args, kwargs, tie_weights=False)
-
-    def __getattr__(self, name:str): return getattr(self.teacher, name)
-
 @patch
-def _asked_teacher(self:Trainer):
-    "The teacher, or where the network is compiled or in half precision, the network with its weights"
-    compiled = self.call is not self.net or getattr(self.net, "_compiled_call_impl", None) is not None
-    return self.teacher if self.wide and not compiled else _WithWeights(self.call, self.teacher)
+def _asked(self:Trainer):
+    "The network that a step asks"
+    return self.model
 
 # %% ../nbs/31_trainer.ipynb #6b3f18d9
 _WAYS = ("fused", "foreach", "capturable", "differentiable")     # to compute the same
@@ -388,7 +359,7 @@ def _to_device(self:Trainer, batch) -> tuple[Tensor, dict]:
     x, *labels = batch if isinstance(batch, (tuple, list)) else (batch,)
     x = x.to(self.device, non_blocking=True)
     if self.channels_last and x.ndim == 4: x = x.contiguous(memory_format=torch.channels_last)
-    return x, {"class_labels": labels[0].to(self.device, non_blocking=True)} if self.labels else {}
+    return x, {name: column.to(self.device, non_blocking=True) for name, column in zip(self.conditions, labels)}
 
 # %% ../nbs/31_trainer.ipynb #f1a35ace
 @patch
@@ -397,15 +368,9 @@ def _shard(self:Trainer, batches:Iterator, shard:int):
     seed = shard_seed(self.seed, self.step, shard)
     x, kwargs = self._to_device(next(batches))
     _seed_all(shard_seed(self.seed, self.step, -3 - shard))
-    models = (self.model, self._asked_teacher()) if self.needs_teacher else (self.model,)
     with self._autocast():
-        output = self.objective(*models, x, self.step, self.steps, generator=torch.Generator(self.device).manual_seed(seed), **kwargs)
-    if output.next_sigmas is None: raise ValueError("objective must say which noise levels it drew: next_sigmas in its output")
-    losses = self.loss(output.predicted.float(), output.target.float())
-    if losses.ndim == 0 or len(losses) != len(x): raise ValueError(f"loss must return one value for each sample, got shape {tuple(losses.shape)}")
-    losses = pad_dims_like(losses, x)
-    if output.loss_weights is not None: losses = losses * output.loss_weights
-    return output, losses.reshape(len(x), -1).mean(1)
+        output = self.objective.step(self._asked(), x, self.step, self.steps, generator=torch.Generator(self.device).manual_seed(seed), **kwargs)
+    return output, self.objective.loss(output)
 
 @patch
 def _autocast(self:Trainer):
@@ -431,7 +396,7 @@ def _backward(self:Trainer, batches:Iterator, before:list) -> list:
     return results
 
 @patch
-def _update(self:Trainer, num_timesteps:int):
+def _update(self:Trainer, output):
     "One optimiser step, and what follows it"
     _seed_all(shard_seed(self.seed, self.step, self.shards))         # for optimisers that draw
     for group in self.optim.param_groups: group["lr"] = learning_rate(self.step, self.steps, self.learning_rate, self.warmup, self.decay)
@@ -442,8 +407,7 @@ def _update(self:Trainer, num_timesteps:int):
         self.scaler.update()
     else: self.optim.step()
     update_ema_model_(self.average, self.net, min(self.ema_decay, (self.step + 1) / (self.step + 10)))
-    if self.teacher is not None:
-        update_ema_model_(self.teacher, self.net, ema_decay_rate_schedule(num_timesteps, 0.95, self.objective.initial_timesteps))
+    self.objective.follow(self.net, output)
 
 # %% ../nbs/31_trainer.ipynb #7d41f0b2
 @patch
@@ -500,7 +464,7 @@ def _faulty_sample(self:Trainer) -> int|None:
     with _leave_generators(torch.device("cpu")):
         for index, seed in keys:
             item = samples[index, seed]
-            parts = item[:1 + self.labels] if isinstance(item, (tuple, list)) else (item,)
+            parts = item[:1 + len(self.conditions)] if isinstance(item, (tuple, list)) else (item,)
             if not all(torch.as_tensor(part).isfinite().all() for part in parts): return index
 
 # %% ../nbs/31_trainer.ipynb #4ae9ac4a
@@ -511,8 +475,8 @@ class TrainingState:
     steps: int # $K$
     loss: Tensor # mean weighted loss, a scalar
     losses: Tensor # weighted loss of each sample, shape `(accumulate * batch_size,)`
-    next_sigmas: Tensor # upper noise level $\sigma_{n+1}$ of each sample, same shape
-    num_timesteps: int # $N(k)$
+    upper: Tensor # the noise level at which each sample was asked, same shape
+    num_timesteps: int|None # $N(k)$, where the method has a grid
     learning_rate: float # $\eta(k)$
     samples: int # samples in this step, over all processes
     trainer: Trainer # for its `average` and its settings
@@ -529,12 +493,12 @@ def _step(self:Trainer, batches:Iterator) -> TrainingState:
         except BaseException:
             for m, k, b, was in before: m._buffers[k] = b.detach().copy_(was)
             raise
-        num_timesteps, self.torn = results[0][0].num_timesteps, True
-        self._update(num_timesteps)
+        self.torn = True
+        self._update(results[-1][0])
         self.torn = False
     self.step, self.called = self.step + 1, True
-    losses, sigmas = torch.cat([l for _, l in results]), torch.cat([o.next_sigmas for o, _ in results])
-    return TrainingState(self.step, self.steps, losses.mean(), losses, sigmas, num_timesteps, self.optim.param_groups[0]["lr"],
+    losses, sigmas = torch.cat([l for _, l in results]), torch.cat([o.upper for o, _ in results])
+    return TrainingState(self.step, self.steps, losses.mean(), losses, sigmas, getattr(results[-1][0], "num_timesteps", None), self.optim.param_groups[0]["lr"],
                          self.batch_size * self.shards, self)
 
 @patch
@@ -648,7 +612,7 @@ def _loop(self:Trainer) -> Iterator[TrainingState]:
 @patch
 def _tensors(self:Trainer) -> dict[str, Tensor]:
     "All tensors of a checkpoint by name"
-    parts = {"net": self.net, "average": self.average} | ({"teacher": self.teacher} if self.teacher is not None else {})
+    parts = {"net": self.net, "average": self.average, "objective": self.objective}
     tensors = {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict().items()}
     statistics = self.optim.state_dict()["state"]
     odd = {k for values in statistics.values() for k, v in values.items() if not isinstance(v, (Tensor, bool, int, float, str, type(None)))}
@@ -663,8 +627,8 @@ def _plain(values:dict) -> dict:
 @patch
 def _check_weights(self:Trainer, tensors:dict[str, Tensor]):
     "Raise if a weight is not finite, or anything else not a number (a mask may hold infinities)"
-    parts = {"net": self.net, "average": self.average, "teacher": self.teacher}
-    weights = {f"{part}.{k}" for part, module in parts.items() if module is not None for k, _ in module.named_parameters(remove_duplicate=False)}
+    parts = {"net": self.net, "average": self.average, "objective": self.objective.kept}
+    weights = {f"{part}.{k}" for part, module in parts.items() for k, _ in module.named_parameters(remove_duplicate=False)}
     for name, v in tensors.items():
         if not (v.isfinite() if name in weights else ~v.isnan()).all():
             raise ValueError(f"{name} is not finite after step {self.step}, so no checkpoint is written")
@@ -672,11 +636,11 @@ def _check_weights(self:Trainer, tensors:dict[str, Tensor]):
 @patch
 def _facts(self:Trainer) -> dict:
     "What describes a run: a checkpoint of one run must not continue another"
-    return {"format": 3, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
+    return {"format": 4, "steps": self.steps, "seed": self.seed, "batch_size": self.batch_size, "shards": self.shards,
             "samples": len(self.data), "network": _text(getattr(self.net, "config", None)),
-            "types of the weights": ", ".join(sorted({str(p.dtype) for p in self.net.parameters()})), "objective": _text(self.objective), "loss": _text(self.loss),
+            "types of the weights": ", ".join(sorted({str(p.dtype) for p in self.net.parameters()})), "objective": _text(self.objective),
             "learning_rate": self.learning_rate, "warmup": self.warmup, "decay": self.decay, "clip_norm": self.clip_norm,
-            "ema_decay": self.ema_decay, "precision": self.precision, "labels": self.labels} | self.optimizer_facts
+            "ema_decay": self.ema_decay, "precision": self.precision, "conditions": _text(self.conditions)} | self.optimizer_facts
 
 # %% ../nbs/31_trainer.ipynb #39e0627a
 def _checksum(tensors:dict[str, Tensor], facts:str) -> str:
@@ -759,7 +723,7 @@ def resume(self:Trainer) -> bool: # was there a checkpoint?
     for name, here in self._facts().items():
         if facts.get(name, here) != here: raise ValueError(f"{path} belongs to another run: its {name} is {facts.get(name)!r:.300}, this trainer's is {here!r:.300}")
     parts = {part: {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")}
-             for part in ("net", "average") + ("teacher",) * self.needs_teacher}
+             for part in ("net", "average", "objective")}
     for part, weights in parts.items():
         shapes, own = ({k: tuple(v.shape) for k, v in d.items()} for d in (weights, getattr(self, part).state_dict()))
         odd = [k for k in {**own, **shapes} if own.get(k) != shapes.get(k)]
@@ -786,7 +750,7 @@ class LossByLevel:
     def update(self, state:TrainingState):
         "Take one training step into account"
         self.edges, self.total, self.weight = (t.to(state.losses.device) for t in (self.edges, self.total, self.weight))
-        band = (torch.bucketize(state.next_sigmas.float(), self.edges) - 1).clamp(0, len(self.total) - 1)
+        band = (torch.bucketize(state.upper.float(), self.edges) - 1).clamp(0, len(self.total) - 1)
         self.total = (self.memory * self.total).index_add(0, band, state.losses.float())
         self.weight = (self.memory * self.weight).index_add(0, band, torch.ones_like(state.losses, dtype=torch.float32))
 

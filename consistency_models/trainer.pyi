@@ -45,8 +45,7 @@ class Trainer(RunOptions):
     data: Dataset
     steps: int
     objective: Callable = ...
-    loss: Callable = ...
-    labels: bool = ...
+    conditions: tuple = ...
     batch_size: int = ...
     accumulate: int = ...
     learning_rate: float = ...
@@ -61,14 +60,11 @@ class Trainer(RunOptions):
     called: Any = field(init=False)
     torn: Any = field(init=False)
     bad_gradient: Any = field(init=False)
-    needs_teacher: Any = field(init=False)
     device: Any = field(init=False)
     scaler: Any = field(init=False)
     call: Any = field(init=False)
     model: Any = field(init=False)
     average: Any = field(init=False)
-    wide: Any = field(init=False)
-    teacher: Any = field(init=False)
     optim: Any = field(init=False)
     optimizer_facts: Any = field(init=False)
     shards: Any = field(init=False)
@@ -92,27 +88,14 @@ class Trainer(RunOptions):
 def new_accelerator(precision: str | None=..., tracker: str | None=..., folder: str | Path | None=...):
     ...
 
-class _WithWeights:
-    call: nn.Module
-    teacher: nn.Module
-
-    def __init__(self, call: nn.Module, teacher: nn.Module):
-        ...
-
-    def __call__(self, *args, **kwargs):
-        ...
-
-    def __getattr__(self, name: str):
-        ...
-
 @dataclass
 class TrainingState:
     step: int
     steps: int
     loss: Tensor
     losses: Tensor
-    next_sigmas: Tensor
-    num_timesteps: int
+    upper: Tensor
+    num_timesteps: int | None
     learning_rate: float
     samples: int
     trainer: Trainer

@@ -2,7 +2,7 @@
 from typing import Any
 import torch
 from torch import Tensor, nn
-__all__ = ['update_ema_model', 'pad_dims_like', 'at_least_float32', 'check_floating', 'check_number', 'check_integer', 'as_tensor', 'as_double', 'check_ascending', 'bind_kwargs', 'random_state', 'set_random_state', 'replay', 'draw_device', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'use_style', 'show_images', 'image_grid', 'to_png']
+__all__ = ['update_ema_model', 'pad_dims_like', 'replay', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_', 'average_of', 'use_style', 'show_images', 'image_grid', 'to_png']
 
 def pad_dims_like(x: Tensor, other: Tensor) -> Tensor:
     ...
@@ -10,25 +10,7 @@ def pad_dims_like(x: Tensor, other: Tensor) -> Tensor:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     ...
 
-def check_floating(x, name: str):
-    ...
-
-def check_number(value, name: str, low: float=..., high: float=..., above: bool=...) -> float:
-    ...
-
-def check_integer(value, name: str, low: int, high: int=...) -> int:
-    ...
-
-def as_tensor(value, name: str, device: torch.device | None=...) -> Tensor:
-    ...
-
 def as_double(x) -> Tensor:
-    ...
-
-def check_ascending(sigmas: Tensor) -> Tensor:
-    ...
-
-def bind_kwargs(model, model_kwargs: dict | None, kwargs: dict):
     ...
 
 def random_state(device: torch.device) -> dict:
@@ -55,6 +37,12 @@ def write_whole(path, content: bytes):
 def update_ema_model_(ema_model: nn.Module, online_model: nn.Module, decay: float) -> nn.Module:
     ...
 update_ema_model: Any
+
+def average_of(net: nn.Module) -> nn.Module:
+    ...
+
+def with_weights(model: nn.Module, average: nn.Module):
+    ...
 
 def use_style():
     ...
