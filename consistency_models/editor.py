@@ -5,21 +5,26 @@
 # %% auto #0
 __all__ = ['TASKS', 'edit_picture', 'EditingExplorer', 'editing_explorer']
 
-# %% ../nbs/43_editor.ipynb #648f09ae
+# %% ../nbs/43_editor.ipynb #521e35f2
+from collections.abc import Callable
+
 import ipywidgets
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/43_editor.ipynb #7d42cb59
-from .data import colour_shapes, load_digits, read_image
-from .editing import LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image, super_resolve
+# %% ../nbs/43_editor.ipynb #35370b98
+from .data import color_shapes, load_digits
+from consistency_models.editing import (
+    LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image,
+    super_resolve)
 from .live import Live, label_menu, labeled_grid, level_slider, row, slider
 from .painter import PaintSurface
+from .pictures import read_image
 from .pretrained import class_labels, load_image_model, num_classes_of, sample
 from .schedules import karras_schedule
 
-# %% ../nbs/43_editor.ipynb #3d3c0391
+# %% ../nbs/43_editor.ipynb #e0233d24
 def _inpaint(net, x, mask, colors, sigmas, **options):
     return torch.where(mask == 1, 0., x), inpaint(net, x, mask, sigmas, **options)
 
@@ -34,11 +39,12 @@ def _enlarge(net, x, mask, colors, sigmas, **options):
 
 def _colorize(net, x, mask, colors, sigmas, **options):
     if x.shape[1] != 3:
-        raise ValueError("this model draws in gray; colorize needs one of color pictures, such as shapes")
+        raise ValueError("this model draws in gray; colorize needs one of color pictures, "
+                         "such as shapes")
     gray = (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
     return gray.expand(-1, 3, -1, -1), colorize(net, gray, sigmas, **options)
 
-# %% ../nbs/43_editor.ipynb #7354468e
+# %% ../nbs/43_editor.ipynb #260a1f28
 def _denoise(net, x, mask, colors, sigmas, generator, **labels):
     noise = torch.randn(x.shape, generator=generator).to(x)
     return x, denoise(net, x + sigmas[0] * noise, sigmas[0], **labels)
@@ -47,19 +53,20 @@ def _interpolate(net, x, mask, colors, sigmas, **options):
     a, b = torch.randn(2, 1, *x.shape[1:], generator=options["generator"]).to(x)
     return x, interpolate_latents(net, a, b, torch.linspace(0, 1, len(x)), sigmas, **options)
 
-TASKS = {"inpaint": _inpaint, "stroke to image": _stroke_to_image, "enlarge": _enlarge,
-         "denoise": _denoise, "colorize": _colorize, "interpolate": _interpolate}
+TASKS: dict[str, Callable] = {
+    "inpaint": _inpaint, "stroke to image": _stroke_to_image, "enlarge": _enlarge,
+    "denoise": _denoise, "colorize": _colorize, "interpolate": _interpolate}
 
 def edit_picture(
     net, # a trained network with `notes`
     task:str, # one of `TASKS`
     x:Tensor, # the picture, shape `(1, channels, height, width)`
-    strokes:tuple|None=None, # mask and colors of what is painted, as `PaintSurface.layers` gives them
+    strokes:tuple|None=None, # mask and colors, as `PaintSurface.layers` gives them; none if `None`
     n:int=4, # results
     sigmas=(80., 5., 1., 0.2), # noise levels, descending; `denoise` takes the first for its noise
     seed:int=0, # of the noise
     labels=None, # one class for all results; each in turn if `None`
-) -> tuple[Tensor, Tensor]: # what the model was given, shape `(1, ...)`, and the results, shape `(n, ...)`
+) -> tuple[Tensor, Tensor]: # what was given, shape `(1, ...)`, and the results, shape `(n, ...)`
     "Carry out one task"
     mask, colors = strokes or (torch.zeros_like(x[0, :1]), torch.zeros_like(x[0]))
     given, results = TASKS[task](
@@ -67,7 +74,7 @@ def edit_picture(
         generator=torch.Generator().manual_seed(seed), **class_labels(net, n, labels))
     return given[:1], results
 
-# %% ../nbs/43_editor.ipynb #6144522c
+# %% ../nbs/43_editor.ipynb #7436e00d
 #| code-fold: true
 def _examples(
     net, # a trained network with `notes`
@@ -76,7 +83,7 @@ def _examples(
     "Pictures to edit: data that comes with the package, or samples of the model"
     shape, data = net.notes["shape"], net.notes.get("recipe", {}).get("data")
     if data == "digits": x, y = (t[-n:] for t in load_digits())
-    elif data == "shapes": x, y = colour_shapes(n, shape[1], torch.Generator().manual_seed(7))
+    elif data == "shapes": x, y = color_shapes(n, shape[1], torch.Generator().manual_seed(7))
     else:
         x, classes = sample(net, n, seed=7), num_classes_of(net)
         y = torch.arange(n) % classes if classes else torch.full((n,), -1)
@@ -89,7 +96,8 @@ def _read_upload(
     "The uploaded picture; refuses more than 10 MB and what is no picture"
     content = bytes([*(value.values() if isinstance(value, dict) else value)][-1]["content"])
     if len(content) > 10_000_000:
-        raise ValueError(f"the file has {len(content) / 1e6:.0f} MB; pictures of up to 10 MB are read")
+        raise ValueError(f"the file has {len(content) / 1e6:.0f} MB; "
+                         "pictures of up to 10 MB are read")
     return read_image(content, *shape)[None]
 
 # %% ../nbs/43_editor.ipynb #853ec4e6

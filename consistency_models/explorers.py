@@ -15,16 +15,19 @@ from PIL import Image as PILImage
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-# %% ../nbs/42_explorers.ipynb #8f6746a2
+# %% ../nbs/42_explorers.ipynb #4f41dd7d
 from .data import spiral, two_moons
-from .live import Live, figure_png, label_menu, labeled_grid, level_slider, slider
+from .live import (
+    Live, figure_png, label_menu, labeled_grid, level_slider, slider)
 from .losses import pseudo_huber_loss
 from .painter import PaintSurface
-from .parameterization import input_scaling, noise_conditioning, output_scaling, skip_scaling
+from .parameterization import (
+    input_scaling, noise_conditioning, output_scaling, skip_scaling)
 from .paths import exact_consistency_function
 from .pretrained import class_labels, load_image_model
 from .sampling import trajectory
-from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
+from .schedules import (
+    improved_timesteps_schedule, karras_schedule, lognormal_probabilities)
 
 # %% ../nbs/42_explorers.ipynb #e306b80d
 def sampling_picture(
@@ -137,7 +140,7 @@ def parameterization_explorer() -> Live: # show it by writing it as the last lin
         return figure_png(plot)
     return Live(draw, {"sigma_data": slider("σ data", 0.5, 0.05, 2.)})
 
-# %% ../nbs/42_explorers.ipynb #1424025d
+# %% ../nbs/42_explorers.ipynb #2a06cc2d
 def timesteps_explorer() -> Live: # show it by writing it as the last line of a cell
     "N(k) over training, and how often each noise level is trained at step k"
     total = 1000
@@ -147,7 +150,7 @@ def timesteps_explorer() -> Live: # show it by writing it as the last line of a 
         numbers = [improved_timesteps_schedule(i, total, 10, final) for i in range(total)]
         def plot(fig):
             fig.suptitle(f"step {k}: N = {len(levels)}")
-            left, right = _panels(fig, "step k, of 1,000 / number of levels N(k)", "σ / probability")
+            left, right = _panels(fig, f"step k, of {total:,} / levels N(k)", "σ / probability")
             left.step(range(total), numbers, where="post")
             left.axvline(k, c="C1")
             right.semilogx(levels[:-1], lognormal_probabilities(levels, mean, std), "o-", ms=3)

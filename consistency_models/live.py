@@ -22,11 +22,11 @@ from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-# %% ../nbs/40_live.ipynb #680f38a6
+# %% ../nbs/40_live.ipynb #cc9c2bd8
+from .pictures import use_style
 from .pretrained import num_classes_of
-from .utils import use_style
 
-# %% ../nbs/40_live.ipynb #cd1324f9
+# %% ../nbs/40_live.ipynb #34cc63c3
 WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
 <span style="opacity: 0; animation: cm-appear 0s 0.3s forwards">working …</span>"""
 
@@ -37,9 +37,10 @@ def complaint(error:Exception) -> str:
 
 def row(parts) -> ipywidgets.Box:
     "Widgets beside each other, on several lines where the page is narrow"
-    return ipywidgets.Box(parts, layout=ipywidgets.Layout(flex_flow="row wrap", width="100%", margin="4px 0"))
+    layout = ipywidgets.Layout(flex_flow="row wrap", width="100%", margin="4px 0")
+    return ipywidgets.Box(parts, layout=layout)
 
-# %% ../nbs/40_live.ipynb #5d79f1fe
+# %% ../nbs/40_live.ipynb #7a8be333
 class Live(ipywidgets.VBox):
     "A picture above its controls; whenever one changes, `draw(**values)` makes a new PNG"
     def __init__(self,
@@ -53,7 +54,8 @@ class Live(ipywidgets.VBox):
             flex="2 1 300px", min_width="0", max_width="1240px", max_height="560px",
             object_fit="contain", object_position="left top", align_self="flex-start"))
         self.message = ipywidgets.HTML(layout=ipywidgets.Layout(min_height="1.5em"))
-        super().__init__([row([*beside, self.picture]), self.message, *top, row([*controls.values()])])
+        super().__init__(
+            [row([*beside, self.picture]), self.message, *top, row([*controls.values()])])
         for control in controls.values(): control.observe(self.refresh, "value")
         self.refresh()
 
@@ -87,19 +89,21 @@ class Live(ipywidgets.VBox):
 
     def close(self):
         "Close all parts and release what the drawing function holds"
-        def parts(widget): return [widget, *(p for child in getattr(widget, "children", ()) for p in parts(child))]
-        for part in parts(self)[1:]:
+        def parts(widget):
+            for child in getattr(widget, "children", ()): yield from (child, *parts(child))
+        for part in [*parts(self)]:
             part.unobserve_all()
             part.close()
         vars(self).pop("draw", None)
         super().close()
 
-# %% ../nbs/40_live.ipynb #df30ae09
+# %% ../nbs/40_live.ipynb #5826331a
 #| code-fold: true
 @cache
 def _font(size:int):
     "The font that comes with matplotlib, which knows Greek"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
+    path = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size)
 
 def labeled_grid(
     x:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
@@ -108,9 +112,9 @@ def labeled_grid(
     titles=(), # a label for each image, above it
     width:int=1200, # of the whole picture, pixels
 ) -> bytes: # a PNG
-    "Images in a grid with words that are still legible where the picture is shown 400 pixels wide"
+    "Images in a grid with words that are legible where the picture is shown 400 pixels wide"
     font = _font(width // 36)
-    gap, left, above = (width // n // 4 * 4 for n in (150, 6, 24))     # fours: a film has half the size
+    gap, left, above = (width // n // 4 * 4 for n in (150, 6, 24))   # fours: films have half the size
     if not rows: left = 0
     if not titles: above = 0
     across = (width - left) // columns // 4 * 4
@@ -120,7 +124,8 @@ def labeled_grid(
     resample = PILImage.Resampling.NEAREST if times else None
     down = height + gap + above
     pixels = (x.detach().float().cpu().clamp(-1, 1) * 127.5 + 127.5).round().byte()
-    page = PILImage.new("L" if x.shape[1] == 1 else "RGB", (width, down * -(-len(x) // columns)), "white")
+    mode, lines = "L" if x.shape[1] == 1 else "RGB", -(-len(x) // columns)
+    page = PILImage.new(mode, (width, down * lines), "white")
     draw = ImageDraw.Draw(page)
     for i, image in enumerate(pixels):
         u, v = left + i % columns * across, i // columns * down
@@ -145,11 +150,12 @@ def figure_png(
     fig.savefig(file, format="png")
     return file.getvalue()
 
-# %% ../nbs/40_live.ipynb #ca0a5776
+# %% ../nbs/40_live.ipynb #43c631ec
 def slider(name:str, value, low, high, step=None):
     "A slider for a whole or a real number"
-    kind, default = (ipywidgets.IntSlider, 1) if isinstance(value, int) else (ipywidgets.FloatSlider, 0.05)
-    return kind(value, min=low, max=high, step=step or default, description=name)
+    kind, unit = ipywidgets.FloatSlider, 0.05
+    if isinstance(value, int): kind, unit = ipywidgets.IntSlider, 1
+    return kind(value, min=low, max=high, step=step or unit, description=name)
 
 def level_slider(name:str, value:float, low:float=0.02, high:float=80.):
     "A slider for a noise level, with equal steps in its logarithm that end exactly at `high`"

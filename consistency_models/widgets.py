@@ -11,9 +11,11 @@ __all__ = ['app', 'Live', 'PaintSurface', 'editing_explorer', 'figure_png', 'fil
 import ipywidgets
 import torch
 
-# %% ../nbs/44_widgets.ipynb #c1482830
+# %% ../nbs/44_widgets.ipynb #d1af49e2
 from .editor import editing_explorer
-from .explorers import film, huber_explorer, parameterization_explorer, sampling_explorer, schedule_explorer, timesteps_explorer, trajectory_explorer
+from .explorers import (
+    film, huber_explorer, parameterization_explorer, sampling_explorer, schedule_explorer,
+    timesteps_explorer, trajectory_explorer)
 from .live import Live, complaint, figure_png, labeled_grid
 from .painter import PaintSurface
 

@@ -25,7 +25,7 @@ own = to_png((torch.rand(3, 40, 60) * 255).byte())
 def painted(x, value=1.): return preset_mask("bottom", *x.shape[2:]), torch.full((3, *x.shape[2:]), value)
 
 
-# Equals the paper
+# ---------------------------------------------------------------- Equals the paper
 
 def test_inpainting_keeps_what_is_not_painted_and_hides_the_rest():
     given, results = edit_picture(digits, "inpaint", digit, painted(digit), 3, [80., 1.])
@@ -66,7 +66,7 @@ def test_interpolation_has_the_two_noises_at_its_ends():
     assert torch.allclose(two, five[[0, -1]], atol=1e-3) and not torch.allclose(five[0], five[2], atol=0.1)
 
 
-# Keeps its promises
+# ---------------------------------------------------------------- Keeps its promises
 
 def test_the_editor_draws_each_task():
     live, seen = editing_explorer(shapes), set()
@@ -160,7 +160,7 @@ def test_a_script_with_a_widget_ends():
     assert (run.returncode, run.stderr) == (0, "")
 
 
-# Refuses
+# ---------------------------------------------------------------- Refuses
 
 def test_an_unknown_task_is_refused_and_one_that_does_not_suit_the_model():
     with pytest.raises(ValueError, match="task must be one of inpaint"): editing_explorer(digits, "sing")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_threads")
 digits = from_pretrained("digits")
 
 
-# Equals the paper
+# ---------------------------------------------------------------- Equals the paper
 
 def test_the_picture_of_samples_shows_the_noise_the_steps_of_algorithm_1_and_more_samples():
     noise = torch.randn(16, 1, 8, 8, generator=seeded(3))
@@ -27,7 +27,7 @@ def test_the_picture_of_samples_shows_the_noise_the_steps_of_algorithm_1_and_mor
     assert pixels(e.sampling_picture(digits, 8, 2, [80., 0.8], seed=3)) == pixels(expected)
 
 
-# Keeps its promises
+# ---------------------------------------------------------------- Keeps its promises
 
 def test_levels_are_put_in_order():
     assert e._descending(80, 0.5, 3, 0.5, 80.00000001) == [80, 3, 0.5]
@@ -98,7 +98,7 @@ def test_a_film_has_a_frame_for_each_setting():
     assert film.format == "PNG" and film.n_frames == 3 and film.info["duration"] == 400
 
 
-# Refuses
+# ---------------------------------------------------------------- Refuses
 
 def test_an_empty_drawing_is_refused_in_words():
     live = e.trajectory_explorer()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_threads")
 def blank(n): return to_png(torch.zeros(1, n + 1, 4, dtype=torch.uint8))
 
 
-# Keeps its promises
+# ---------------------------------------------------------------- Keeps its promises
 
 def test_errors_are_shown_escaped_and_go_when_all_is_well_again():
     def draw(n):

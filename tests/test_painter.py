@@ -13,7 +13,7 @@ from consistency_models.painter import _STATIC, PaintSurface, _from_url, _to_url
 pytestmark = pytest.mark.usefixtures("no_threads")
 
 
-# Keeps its promises
+# ---------------------------------------------------------------- Keeps its promises
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
 @pytest.mark.parametrize("path", sorted(_STATIC.glob("*.js")), ids=lambda p: p.name)
@@ -47,7 +47,7 @@ def test_a_picture_sets_the_size_and_is_shown_pixel_by_pixel(channels):
     assert (_from_url(surface.image)[:3] - (x.clamp(-1, 1) * 127.5 + 127.5)).abs().max() <= 0.5
 
 
-# Refuses
+# ---------------------------------------------------------------- Refuses
 
 @pytest.mark.parametrize("url", ("hello", "data:image/svg+xml;base64,AAAA", "data:image/png;base64," + "A" * 6_000_000))
 def test_what_is_no_small_png_is_refused(url):

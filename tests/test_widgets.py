@@ -8,7 +8,7 @@ from consistency_models import widgets
 pytestmark = pytest.mark.usefixtures("no_threads")
 
 
-# Keeps its promises
+# ---------------------------------------------------------------- Keeps its promises
 
 def test_every_widget_is_imported_from_here():
     names = {"app", "editing_explorer", "film", "huber_explorer", "Live", "PaintSurface", "parameterization_explorer",
