@@ -100,7 +100,7 @@ def animation(
     first.save(file, "PNG", save_all=True, append_images=others, duration=duration, loop=0)
     return file.getvalue()
 
-# %% ../nbs/42_explorers.ipynb #263aa72b
+# %% ../nbs/42_explorers.ipynb #2aae83a2
 def _panels(fig, *names:str):
     "Axes side by side, with their labels `x / y`"
     axes = fig.subplots(1, len(names), squeeze=False)[0]
@@ -119,8 +119,8 @@ def schedule_explorer() -> Live: # show it by writing it as the last line of a c
         return figure_png(plot)
     return Live(draw, {
         "n": slider("levels", 18, 2, 80), "rho": slider("ρ", 7., 1., 12.),
-        "sigma_min": level_slider("σ min", 0.002, 0.0005, 0.1),
-        "sigma_max": level_slider("σ max", 80., 1., 200.)})
+        "sigma_min": level_slider("σ min", 0.002, 0.0005, 0.002 * 10**1.7),
+        "sigma_max": level_slider("σ max", 80., 1., 80 * 10**0.4)})
 
 # %% ../nbs/42_explorers.ipynb #6878ac1b
 def parameterization_explorer() -> Live: # show it by writing it as the last line of a cell

@@ -40,7 +40,7 @@ def row(parts) -> ipywidgets.Box:
     layout = ipywidgets.Layout(flex_flow="row wrap", width="100%", margin="4px 0")
     return ipywidgets.Box(parts, layout=layout)
 
-# %% ../nbs/40_live.ipynb #7a8be333
+# %% ../nbs/40_live.ipynb #f9cd7da4
 class Live(ipywidgets.VBox):
     "A picture above its controls; whenever one changes, `draw(**values)` makes a new PNG"
     def __init__(self,
@@ -51,7 +51,7 @@ class Live(ipywidgets.VBox):
     ):
         self.draw, self.controls, self.held = draw, controls, False
         self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(
-            flex="2 1 300px", min_width="0", max_width="1240px", max_height="560px",
+            flex="2 1 300px", min_width="0", max_width="1240px", max_height="510px",
             object_fit="contain", object_position="left top", align_self="flex-start"))
         self.message = ipywidgets.HTML(layout=ipywidgets.Layout(min_height="1.5em"))
         super().__init__(
