@@ -100,7 +100,7 @@ def _read_upload(
                          "pictures of up to 10 MB are read")
     return read_image(content, *shape)[None]
 
-# %% ../nbs/43_editor.ipynb #853ec4e6
+# %% ../nbs/43_editor.ipynb #cacbfb67
 _FIRST = {"stroke to image": 1., "denoise": 1.}     # 80 for the other tasks
 _MASKS = ("top", "bottom", "left", "right", "center", "random", "letters")
 
@@ -130,12 +130,12 @@ class EditingExplorer(Live):
             "rounds": slider("rounds", 4 if painting else 12, 1, 40),
             "seed": slider("seed", 0, 0, 100), "n": slider("results", 5, 1, 8)}
         controls["label"].value = self.labels[0]
+        controls["task"].observe(self.begin_task, "value")     # before it is drawn
         super().__init__(self.picture_of, controls, beside=[self.surface],
                          top=[row([another, self.upload, self.preset])])
         self.surface.observe(self.refresh, "strokes")
         self.upload.observe(self.take_upload, "value")
         self.preset.observe(self.take_preset, "value")
-        controls["task"].observe(self.begin_task, "value")
         another.on_click(lambda _: self.show_image(self.number + 1))
 
     def picture_of(self, task, label, first, rounds, seed, n) -> bytes:
@@ -162,7 +162,9 @@ class EditingExplorer(Live):
 
     def begin_task(self, change):
         "Set the first noise level to what suits another task"
+        self.held = True     # the change of the task draws, once
         self.controls["first"].value = _FIRST.get(change["new"], 80.)
+        self.held = False
 
     def take_preset(self, change):
         "Paint a mask by name"

@@ -412,6 +412,7 @@ def test_jupyter_leaves_the_keys_to_the_painter(open_in_jupyter):
     becomes(page, start)
 
 
+@pytest.mark.parametrize("jupyter", [("jupyterlab", "lab/tree")], indirect=True, ids=["jupyterlab"])
 def test_jupyter_shows_a_run_and_interrupts_it(open_in_jupyter):
     page = open_in_jupyter("dashboard")
     run_and_wait(page, run_all)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("no_threads")
 
 def test_every_widget_is_imported_from_here():
     names = {"app", "editing_explorer", "film", "huber_explorer", "Live", "PaintSurface", "parameterization_explorer",
-             "sampling_explorer", "schedule_explorer", "timesteps_explorer", "trajectory_explorer"}
+             "sampling_explorer", "schedule_explorer", "timesteps_explorer", "training_dashboard", "trajectory_explorer"}
     assert names <= set(widgets.__all__) and [n for n in widgets.__all__ if not hasattr(widgets, n)] == []
 
 
