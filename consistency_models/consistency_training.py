@@ -92,6 +92,11 @@ class Objective:
     distance: Callable # of two batches: one number, or one for each value, for each sample
     kept: nn.ModuleDict # what the method keeps besides the network, since `attach`
 
+    def __getattr__(self, name:str):
+        "Only for names that are missing"
+        hint = "; call attach(net) first" if name == "kept" else ""
+        raise AttributeError(f"{type(self).__name__} has no {name}{hint}")
+
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
         "Draw the noise levels of step `k` of `K` for the batch `x`"
         raise NotImplementedError(f"{type(self).__name__} must define levels(k, K, x, generator)")
