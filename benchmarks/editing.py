@@ -27,7 +27,7 @@ from consistency_models import (
     torchvision_dataset,
     train_classifier,
 )
-from consistency_models.cli import open_data
+from consistency_models.data import open_data
 
 
 def mean_fill(x, mask):

@@ -144,7 +144,7 @@ def plan(options, device, folder, data, end):
     """The recipe of a run that ends in time, from a measured speed; that of an earlier call, if there was one"""
     from throughput import seconds_each
 
-    from consistency_models.cli import make_trainer, recipe_for
+    from consistency_models.recipes import make_trainer, recipe_for
     path, recipe = folder / "plan.json", recipe_for(options.train)
     known = recipe.keys() - {"steps"}
     if unknown := options.recipe.keys() - known:
@@ -166,8 +166,8 @@ def plan(options, device, folder, data, end):
 
 def train(options, device, quick, row):
     """Train a model by its recipe, in so many steps that the schedules end in time; the same command goes on with a stopped run"""
-    from consistency_models import save_pretrained
-    from consistency_models.cli import describe, make_trainer, open_data
+    from consistency_models.data import open_data
+    from consistency_models.recipes import make_trainer, save_run
     begin = time.monotonic()
     end, folder, data = begin + 60 * options.minutes, options.out / Path(options.train).name, open_data(options.train, root=str(options.data_root))
     chosen = plan(options, device, folder, data, end)
@@ -182,8 +182,7 @@ def train(options, device, quick, row):
     row(f"{options.train}: step of {trainer.steps:,}{went_on}", trainer.step, "", "" if ended else "no time left; the same command goes on")
     if recent: row(f"{options.train}: loss, mean of the last {len(recent)} steps", sum(recent).item() / len(recent), "", f"{time.monotonic() - begin:.0f} s in all")
     if not ended: return
-    save_pretrained(trainer.average, folder, title=f"A consistency model of {options.train}", shape=describe(data)["shape"],
-                    recipe={"data": options.train, "seed": 0} | {k: str(v) for k, v in recipe.items()})
+    save_run(trainer, folder, options.train, recipe)
     row(f"{options.train}: weights", "saved", "", folder / "model.safetensors")
 
 
