@@ -32,7 +32,7 @@ def make_trainer(settings, data, batch_size, steps):
     torch.manual_seed(0)
     net = UNet(channels=(48, 96), num_classes=10, patch=patch)
     optimizer = partial(torch.optim.Adam, betas=(0.9, 0.99), fused=fused, foreach=not fused)
-    return Trainer(net, data, steps=steps, labels=True, batch_size=batch_size, optimizer=optimizer, **settings)
+    return Trainer(net, data, steps=steps, conditions=("class_labels",), batch_size=batch_size, optimizer=optimizer, **settings)
 
 
 def random_images(n):

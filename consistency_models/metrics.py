@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .checks import check_integer, check_samples
 from .parameterization import ConsistencyFunction, consistency_function
 from .paths import exact_consistency_function
-from .utils import as_double, draw_device, randn_like, write_whole
+from .checkpoints import write_whole
+from .utils import as_double, draw_device, randn_like
 
 # %% ../nbs/30_metrics.ipynb #96d2f0d3
 def _check_samples(x:Tensor, name:str, least:int=2):

@@ -22,7 +22,8 @@ from .checks import as_tensor, check_integer
 from .networks import MLP, UNet
 from .parameterization import Precondition
 from .sampling import trajectory
-from .utils import default_device, write_whole
+from .checkpoints import write_whole
+from .utils import default_device
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}

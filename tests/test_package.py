@@ -96,7 +96,7 @@ def test_command_of_the_wheel_samples(installed, tmp_path):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs_outside_the_repository(installed, name):
-    assert name in run(installed, ROOT / "tests/outside.py", name, cwd="/", env=clean_environment())
+    assert name in run(installed, ROOT / "tools/outside.py", name, cwd="/", env=clean_environment())
 
 
 def test_requirements_fit_together():
