@@ -16,8 +16,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from consistency_models import (
     LUMINANCE,
+    color_shapes,
     colorize,
-    colour_shapes,
     denoise,
     frechet_distance,
     from_pretrained,
@@ -120,9 +120,9 @@ def main():
     test = torchvision_dataset("MNIST", options.root, train=False, download=False)
     x, labels = zip(*(test[i] for i in range(options.n)))
     x, labels = torch.stack(x).to(device), torch.tensor(labels, device=device)
-    shapes, kinds = (t.to(device) for t in colour_shapes(options.n, generator=torch.Generator().manual_seed(1)))
+    shapes, kinds = (t.to(device) for t in color_shapes(options.n, generator=torch.Generator().manual_seed(1)))
     features = {"digits": train_classifier(training, classes, 1500).features,
-                "shapes": train_classifier(*(t.to(device) for t in colour_shapes(4000, generator=torch.Generator().manual_seed(2)))).features}
+                "shapes": train_classifier(*(t.to(device) for t in color_shapes(4000, generator=torch.Generator().manual_seed(2)))).features}
     rows = []
     for tasks, truth, kind in ((digits_tasks(x, labels), x, "digits"), (shapes_tasks(shapes, kinds), shapes, "shapes")):
         for row in measure(tasks, truth, features[kind], options.seeds):

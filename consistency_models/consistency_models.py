@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['update_ema_model', 'pad_dims_like', 'replay', 'randn_like', 'default_device', 'write_whole', 'update_ema_model_',
-           'average_of', 'use_style', 'show_images', 'image_grid', 'to_png', 'karras_schedule', 'timesteps_schedule',
-           'improved_timesteps_schedule', 'ema_decay_rate_schedule', 'lognormal_probabilities',
-           'lognormal_timestep_distribution', 'skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditioning',
-           'ConsistencyFunction', 'consistency_function', 'model_forward_wrapper', 'Precondition',
-           'gaussian_consistency_function', 'pseudo_huber_loss', 'lpips_network', 'lpips_loss',
-           'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'check_inputs', 'embed_labels', 'ResidualLayer',
-           'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet', 'two_moons', 'spiral',
-           'eight_gaussians', 'load_digits', 'colour_shapes', 'torchvision_dataset', 'ImageFolder', 'read_image',
-           'measure_sigma_data', 'ideal_denoiser', 'exact_consistency_function', 'add_noise', 'Levels', 'same_noise',
+           'average_of', 'karras_schedule', 'timesteps_schedule', 'improved_timesteps_schedule',
+           'ema_decay_rate_schedule', 'lognormal_probabilities', 'lognormal_timestep_distribution', 'skip_scaling',
+           'output_scaling', 'input_scaling', 'noise_conditioning', 'ConsistencyFunction', 'consistency_function',
+           'model_forward_wrapper', 'Precondition', 'gaussian_consistency_function', 'pseudo_huber_loss',
+           'lpips_network', 'lpips_loss', 'improved_loss_weighting', 'NoiseEmbedding', 'scale_inputs', 'check_inputs',
+           'embed_labels', 'ResidualLayer', 'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet',
+           'two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'color_shapes', 'torchvision_dataset',
+           'ImageFolder', 'open_data', 'measure_sigma_data', 'use_style', 'show_images', 'image_grid', 'to_png',
+           'read_image', 'ideal_denoiser', 'exact_consistency_function', 'add_noise', 'Levels', 'same_noise',
            'consistency_pair', 'ConsistencyTrainingOutput', 'Objective', 'squared_error', 'ConsistencyTraining',
            'ImprovedConsistencyTraining', 'Operator', 'trajectory', 'ConsistencySamplingAndEditing', 'slerp',
            'LUMINANCE', 'editing_sigmas', 'edit', 'inpaint', 'preset_mask', 'outpaint', 'orthogonal_basis',
@@ -31,6 +31,7 @@ from .losses import *
 from .metrics import *
 from .networks import *
 from .parameterization import *
+from .pictures import *
 from .pretrained import *
 from .sampling import *
 from .schedules import *
@@ -45,7 +46,7 @@ from .utils import *
 _all_ = [
     # utils
     "update_ema_model", "pad_dims_like",
-    "replay", "randn_like", "default_device", "write_whole", "update_ema_model_", "average_of", "use_style", "show_images", "image_grid", "to_png",
+    "replay", "randn_like", "default_device", "write_whole", "update_ema_model_", "average_of",
     # schedules
     "karras_schedule", "timesteps_schedule", "improved_timesteps_schedule", "ema_decay_rate_schedule", "lognormal_probabilities", "lognormal_timestep_distribution",
     # parameterization
@@ -55,7 +56,9 @@ _all_ = [
     # networks
     "NoiseEmbedding", "scale_inputs", "check_inputs", "embed_labels", "ResidualLayer", "MLP", "group_norm", "zero_init", "ResBlock", "SelfAttention", "UNet",
     # data
-    "two_moons", "spiral", "eight_gaussians", "load_digits", "colour_shapes", "torchvision_dataset", "ImageFolder", "read_image", "measure_sigma_data",
+    "two_moons", "spiral", "eight_gaussians", "load_digits", "color_shapes", "torchvision_dataset", "ImageFolder", "open_data", "measure_sigma_data",
+    # pictures
+    "use_style", "show_images", "image_grid", "to_png", "read_image",
     # training
     "ideal_denoiser", "exact_consistency_function", "add_noise", "Levels", "same_noise", "consistency_pair", "ConsistencyTrainingOutput", "Objective", "squared_error", "ConsistencyTraining",
     "ImprovedConsistencyTraining",

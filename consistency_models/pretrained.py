@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'network_config', 'build_network', 'save_pretrained', 'push_to_hub', 'bundled_checkpoints',
-           'from_pretrained', 'DiffusersUNet', 'from_diffusers']
+           'from_pretrained', 'sample', 'DiffusersUNet', 'from_diffusers']
 
 # %% ../nbs/34_pretrained.ipynb #d9e4557e
 import json
@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .checks import as_tensor, check_integer
 from .networks import MLP, UNet
 from .parameterization import Precondition
-from .utils import write_whole
+from .sampling import trajectory
+from .utils import default_device, write_whole
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}
@@ -30,17 +32,21 @@ def network_config(
 ) -> dict: # `{"network": ..., "arguments": ...}`
     "What is needed to build `net` again"
     if NETWORKS.get(type(net).__name__) is not type(net):
-        raise TypeError(f"net must be a {' or '.join(NETWORKS)} of this package, got {type(net).__name__}; save the weights of others with safetensors")
+        raise TypeError(f"net must be a {' or '.join(NETWORKS)} of this package, got "
+                        f"{type(net).__name__}; save the weights of others with safetensors")
     return {"network": type(net).__name__, "arguments": net.config}
 
 def build_network(
     config:dict, # what `network_config` returned, perhaps read from JSON
-) -> nn.Module: # with fresh weights
+) -> nn.Module: # with new random weights
     "Build the network that a configuration describes"
     try: network, arguments = NETWORKS[config["network"]], config["arguments"]
-    except (KeyError, TypeError): raise ValueError(f"the configuration must name one of the networks {', '.join(NETWORKS)}, with its arguments") from None
+    except (KeyError, TypeError):
+        raise ValueError("the configuration must name one of the networks "
+                         f"{', '.join(NETWORKS)}, with its arguments") from None
     try: return network(**arguments)
-    except (TypeError, ValueError, RuntimeError, LookupError) as e: raise ValueError(f"the configuration does not fit {config['network']}: {e}") from e
+    except (TypeError, ValueError, RuntimeError, LookupError) as e:
+        raise ValueError(f"the configuration does not fit {config['network']}: {e}") from e
 
 # %% ../nbs/34_pretrained.ipynb #0206624d
 _CARD = """---
@@ -53,10 +59,10 @@ _CARD = """---
 {{ description | default("", true) }}
 
 ```python
-from consistency_models import ConsistencySamplingAndEditing, from_pretrained
+from consistency_models import from_pretrained, sample
 
 net = from_pretrained("{{ name | default("folder or repository", true) }}")
-sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
+x = sample(net, 16{% if not shape %}, shape=[...]{% endif %})
 ```
 {% for heading, rows in tables.items() %}
 ## {{ heading }}
@@ -74,19 +80,23 @@ def _hub_model():
     "The class behind `save_pretrained`, `from_pretrained` and `push_to_hub`"
     from huggingface_hub import ModelHubMixin, hf_hub_download
 
-    class HubModel(ModelHubMixin, library_name="consistency_models", tags=["consistency-models"], model_card_template=_CARD):
+    class HubModel(ModelHubMixin, library_name="consistency_models", tags=["consistency-models"],
+                   model_card_template=_CARD):
         "A network on its way to or from a folder or the Hub"
         def __init__(self, net:nn.Module): self.net = net
 
-        def _save_pretrained(self, save_directory:Path): _write_weights(self.net, Path(save_directory) / "model.safetensors")
+        def _save_pretrained(self, save_directory:Path):
+            _write_weights(self.net, Path(save_directory) / "model.safetensors")
 
         @classmethod
-        def _from_pretrained(cls, *, model_id, config=None, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_):   # and what older versions hand over
+        def _from_pretrained(cls, *, model_id, config=None, revision=None, cache_dir=None,
+                             force_download=False, local_files_only=False, token=None, **_):
             if config is None: raise ValueError(f"{model_id} has no config.json")
             path = Path(model_id) / "model.safetensors"
             if not Path(model_id).is_dir():
-                path = hf_hub_download(model_id, "model.safetensors", revision=revision, cache_dir=cache_dir,
-                                       force_download=force_download, local_files_only=local_files_only, token=token)
+                path = hf_hub_download(
+                    model_id, "model.safetensors", revision=revision, cache_dir=cache_dir,
+                    force_download=force_download, local_files_only=local_files_only, token=token)
             return cls(_read_weights(config, path))
     return HubModel
 
@@ -101,13 +111,18 @@ def _read_weights(config:dict, path) -> nn.Module:
     "Build the network of `config` and give it the weights in `path`"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+    about = Path(path).with_name("config.json")
     try: net = build_network(config)
-    except ValueError as e: raise ValueError(f"{Path(path).with_name('config.json')} is none of this package: {e}") from e
+    except ValueError as e: raise ValueError(f"{about} is none of this package: {e}") from e
     try: net.load_state_dict(load_file(path))
-    except FileNotFoundError: raise ValueError(f"{Path(path).parent} holds no weights: model.safetensors is missing") from None
-    except (SafetensorError, RuntimeError) as e: raise ValueError(f"{path} is damaged, or does not fit its config.json: {e}") from e
+    except FileNotFoundError:
+        raise ValueError(f"{about.parent} holds no weights: model.safetensors is missing") from None
+    except (SafetensorError, RuntimeError) as e:
+        raise ValueError(f"{path} is damaged, or does not fit its config.json: {e}") from e
     net.notes = config.get("notes", {})
-    if not isinstance(net.notes, dict): raise ValueError(f"the notes in {Path(path).with_name('config.json')} must be a dictionary, got {type(net.notes).__name__}")
+    if not isinstance(net.notes, dict):
+        raise ValueError(f"the notes in {about} must be a dictionary, "
+                         f"got {type(net.notes).__name__}")
     return net.eval().requires_grad_(False)
 
 # %% ../nbs/34_pretrained.ipynb #6cca6a03
@@ -115,13 +130,13 @@ def save_pretrained(
     net:nn.Module, # a `UNet` or an `MLP`, such as the `average` of a `Trainer`
     folder:str|Path, # where to; made if it does not exist
     license:str|None=None, # of the weights, such as `"mit"`; the card claims none if `None`
-    **notes, # what to remember: `shape`, `title`, `description`, `recipe`, `quality`, ...; anything JSON can hold
+    **notes, # `shape`, `title`, `description`, `recipe`, `quality`, ...; anything JSON can hold
 ):
-    "Write configuration, weights and model card to a folder; files of others in it are never replaced"
+    "Write configuration, weights and model card to a folder, where files of others stay"
     config, card = _config_and_card(net, license, notes)
     folder, model = Path(folder).expanduser(), _hub_model()(net)
-    _refuse_foreign_files(folder)
-    (folder / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub's library would keep it
+    refuse_foreign_files(folder)
+    (folder / "README.md").unlink(missing_ok=True)     # of an earlier model; the hub would keep it
     config["card"] = _hash(str(model.generate_model_card(**card)).encode())
     model.save_pretrained(folder, config=config, model_card_kwargs=card)
 
@@ -135,20 +150,24 @@ def push_to_hub(
 ):
     "Upload configuration, weights and model card to the Hugging Face Hub"
     config, card = _config_and_card(net, license, notes)
-    return _hub_model()(net).push_to_hub(repo_id, config=config, private=private, token=token, model_card_kwargs={**card, "name": card["name"] or repo_id})
+    return _hub_model()(net).push_to_hub(
+        repo_id, config=config, private=private, token=token,
+        model_card_kwargs={**card, "name": card["name"] or repo_id})
 
 # %% ../nbs/34_pretrained.ipynb #f8543363
 def _config_and_card(net:nn.Module, license:str|None, notes:dict) -> tuple[dict, dict]:
     "Configuration and parts of the card's text, or an error before anything is written"
-    if license is not None and not (isinstance(license, str) and re.fullmatch(r"[\w.+-]+", license)):
-        raise ValueError(f"license must be a short name such as 'mit' or 'cc-by-4.0', got {license!r}")
+    named = isinstance(license, str) and re.fullmatch(r"[\w.+-]+", license)
+    if license is not None and not named:
+        raise ValueError(f"license must be a name such as 'mit' or 'cc-by-4.0', got {license!r}")
     notes = notes | ({"license": license} if license else {})
     try: json.dumps(notes)
     except TypeError as e: raise TypeError(f"notes must be what JSON can hold: {e}") from e
     for name in ("recipe", "quality"):
-        if not isinstance(notes.get(name, {}), dict): raise TypeError(f"{name} must be a dictionary, got {type(notes[name]).__name__}")
+        if not isinstance(notes.get(name, {}), dict):
+            raise TypeError(f"{name} must be a dictionary, got {type(notes[name]).__name__}")
     tables = {"Recipe": notes.get("recipe", {}), "Measured": notes.get("quality", {})}
-    card = {name: notes.get(name) for name in ("title", "description", "name", "license")}
+    card = {k: notes.get(k) for k in ("title", "description", "name", "license", "shape")}
     config = network_config(net)
     _check_same_tensors(net, config)
     return config | {"notes": notes}, card | {"tables": {k: v for k, v in tables.items() if v}}
@@ -159,17 +178,13 @@ def _check_same_tensors(net:nn.Module, config:dict):
     ours, wanted = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (net, new))
     different = sorted(k for k in ours | wanted if ours.get(k) != wanted.get(k))
     if different:
-        shape = lambda d: f"of shape {d[different[0]]}" if different[0] in d else "missing"
-        raise ValueError(f"net must have the weights of a new {config['network']}, but {different[0]} is {shape(ours)} in net and {shape(wanted)} in a new one; "
-                         "undo what was added to its layers (a parametrization with torch.nn.utils.parametrize.remove_parametrizations), or save the weights with safetensors")
-
-def _refuse_foreign_files(folder:Path):
-    "Raise if saving to `folder` would replace a file that `save_pretrained` did not write"
-    ours = _is_ours(folder / "config.json")
-    for name in ("config.json", "README.md", "model.safetensors"):
-        path = folder / name
-        if os.path.lexists(path) and not (_is_ours(path) or ours and name == "model.safetensors"):
-            raise FileExistsError(f"{path} was not written by this package, or was changed since, and is not replaced; choose another folder, or move the file away")
+        name = different[0]
+        shape = lambda d: f"of shape {d[name]}" if name in d else "missing"
+        raise ValueError(
+            f"net must have the weights of a new {config['network']}, but {name} is {shape(ours)} "
+            f"in net and {shape(wanted)} in a new one; undo what was added to its layers (a "
+            "parametrization with torch.nn.utils.parametrize.remove_parametrizations), or save the "
+            "weights with safetensors")
 
 def _hash(content:bytes) -> str:
     "A number that changes with the content"
@@ -182,9 +197,23 @@ def _is_ours(path:Path) -> bool:
         if path.name != "model.safetensors":
             config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
             known = isinstance(config, dict) and {"network", "arguments"} <= config.keys()
-            return known and (path.name == "config.json" or config.get("card") == _hash(path.read_bytes()))
-        with safe_open(path, "pt") as file: return (file.metadata() or {}).get("library_name") == "consistency_models"
+            if path.name == "config.json": return known
+            return known and config.get("card") == _hash(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("library_name") == "consistency_models"
     except (OSError, ValueError, SafetensorError): return False
+
+# %% ../nbs/34_pretrained.ipynb #96dbc20d
+def refuse_foreign_files(
+    folder:Path, # where a model is going to be saved
+):
+    "Raise if saving to `folder` would replace a file that `save_pretrained` did not write"
+    ours = _is_ours(folder / "config.json")
+    for name in ("config.json", "README.md", "model.safetensors"):
+        path = folder / name
+        if os.path.lexists(path) and not (_is_ours(path) or ours and name == "model.safetensors"):
+            raise FileExistsError(f"{path} was not written by this package, or was changed since, "
+                                  "and is not replaced; choose another folder, or move it away")
 
 # %% ../nbs/34_pretrained.ipynb #f57b2060
 def bundled_checkpoints() -> list[str]: # such as `["digits", "mnist"]`
@@ -201,13 +230,84 @@ def from_pretrained(
     revision:str|None=None, # branch, tag or commit of the repository
 ) -> nn.Module: # in evaluation mode, its weights frozen, with `sigma_data` and `notes`
     "Load a network with its weights"
-    where = _weights() / str(name) if str(name) in bundled_checkpoints() else os.path.expanduser(name)
-    if not os.path.isdir(where) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII):
-        raise ValueError(f"{str(name)!r} is no bundled checkpoint ({', '.join(bundled_checkpoints())}), no folder, and no repository like 'name/model'")
+    bundled, where = bundled_checkpoints(), os.path.expanduser(name)
+    if str(name) in bundled: where = _weights() / str(name)
+    elif not os.path.isdir(where) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII):
+        raise ValueError(f"there is no model {str(name)!r}: give the name of a bundled model "
+                         f"({', '.join(bundled)}), a folder that exists, or a repository "
+                         "of the Hub, as 'name/model'")
     try: net = _hub_model().from_pretrained(str(where), revision=revision).net
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"{where}/config.json is damaged: {e}") from e
-    except AttributeError as e: raise ValueError(f"{where}/config.json is none of this package: it must hold a dictionary") from e
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f"{where}/config.json is damaged: {e}") from e
+    except AttributeError as e:
+        raise ValueError(f"{where}/config.json is none of this package: "
+                         "it must hold a dictionary") from e
     return net.to(device)
+
+# %% ../nbs/34_pretrained.ipynb #0efcf39a
+def num_classes_of(
+    net, # any network
+) -> int: # 0 without classes
+    "How many classes a network knows"
+    return getattr(net, "config", {}).get("num_classes") or 0
+
+def class_labels(
+    net, # a network with or without classes
+    n:int, # how many samples are wanted
+    labels=None, # one class, or a list or tensor, repeated as needed; each in turn if `None`
+) -> dict: # `{"class_labels": tensor of shape (n,)}` on the network's device; `{}` without classes
+    "Keyword arguments that ask a network for classes"
+    classes = num_classes_of(net)
+    if not classes:
+        if labels is None: return {}
+        raise ValueError("this model has no classes, so none can be asked for; leave labels out")
+    chosen = as_tensor(range(classes) if labels is None else labels, "labels").reshape(-1)
+    if chosen.is_floating_point() or chosen.dtype == torch.bool or not len(chosen):
+        raise TypeError(f"labels must be whole numbers such as 3 or [0, 1], got {labels!r}")
+    if chosen.min() < 0 or chosen.max() >= classes:
+        raise ValueError(f"labels must be classes from 0 to {classes - 1}, "
+                         f"got {int(chosen.min())} to {int(chosen.max())}")
+    return {"class_labels": chosen.long().repeat(-(-n // len(chosen)))[:n].to(_device_of(net))}
+
+def _device_of(net) -> torch.device:
+    "Where a network lives"
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
+
+# %% ../nbs/34_pretrained.ipynb #f97a0b13
+@torch.no_grad()
+def sample(
+    net, # a trained network
+    n:int, # how many
+    sigmas=(80., 0.8), # noise levels, descending
+    labels=None, # one class, or a list or tensor, repeated as needed; each in turn if `None`
+    seed:int=0, # of the noise, which is drawn on the CPU
+    shape=None, # of one sample; what the network's notes say if `None`
+) -> Tensor: # samples in [-1, 1], shape `(n, *shape)`, on the network's device
+    "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023)"
+    n = check_integer(n, "n", 1)
+    shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
+    if shape is None: raise ValueError("shape must be given, since the network has no notes of it")
+    generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
+    samples = torch.empty(n, *shape, device=_device_of(net))
+    for start in range(0, n, 2000):
+        part = slice(start, start + 2000)
+        asked = {k: v[part] for k, v in classes.items()}
+        *_, (_, _, x) = trajectory(net, samples[part], sigmas, generator=generator, **asked)
+        samples[part] = x
+    return samples
+
+# %% ../nbs/34_pretrained.ipynb #3810f139
+def load_image_model(
+    model, # a name for `from_pretrained`, or a network
+    device:torch.device|None=None, # where it works; the fastest if `None`
+) -> nn.Module: # in evaluation mode; `notes["shape"]` is channels, height and width
+    "A network that makes pictures"
+    net = model if isinstance(model, nn.Module) else from_pretrained(model)
+    shape = getattr(net, "notes", {}).get("shape", ())
+    if len(shape) != 3:
+        raise ValueError("the notes of the model must hold the shape of its images, [channels, "
+                         f"height, width], got {list(shape)}; use save_pretrained(..., shape=...)")
+    return net.to(device or default_device()).eval()
 
 # %% ../nbs/34_pretrained.ipynb #234d9785
 class DiffusersUNet(nn.Module):
@@ -223,12 +323,15 @@ class DiffusersUNet(nn.Module):
         return self.unet(x, 1000 * c_noise, class_labels=class_labels).sample
 
 def from_diffusers(
-    name:str|Path, # a folder or a repository in diffusers' layout, such as `"openai/diffusers-ct_imagenet64"`
+    name:str|Path, # a folder or repository, such as `"openai/diffusers-ct_imagenet64"`
     subfolder:str="unet", # where in it the network lies
     sigma_data:float=0.5, # standard deviation of the data it was trained on
     **kwargs, # handed to `UNet2DModel.from_pretrained`
 ) -> Precondition: # called as `net(x, sigma, class_labels=None)`, in evaluation mode
     "Load the network of a consistency model published for diffusers"
     try: from diffusers import UNet2DModel
-    except ImportError as e: raise ImportError("networks of diffusers need that library: pip install diffusers") from e
-    return Precondition(DiffusersUNet(UNet2DModel.from_pretrained(os.path.expanduser(name), subfolder=subfolder, use_safetensors=True, **kwargs)), sigma_data).eval()
+    except ImportError as e:
+        raise ImportError("networks of diffusers need that library: pip install diffusers") from e
+    network = UNet2DModel.from_pretrained(os.path.expanduser(name), subfolder=subfolder,
+                                          use_safetensors=True, **kwargs)
+    return Precondition(DiffusersUNet(network), sigma_data).eval()

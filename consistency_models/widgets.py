@@ -34,17 +34,18 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 # %% ../nbs/40_widgets.ipynb #5fa33096
-from .data import colour_shapes, load_digits, read_image, spiral, two_moons
+from .checks import check_integer
+from .data import color_shapes, load_digits, spiral, two_moons
 from .editing import LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image, super_resolve
 from .losses import pseudo_huber_loss
 from .parameterization import input_scaling, noise_conditioning, output_scaling, sigma_data_of, skip_scaling
+from .paths import exact_consistency_function
+from .pictures import image_grid, read_image, use_style
 from .pretrained import from_pretrained
 from .sampling import trajectory
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
 from .trainer import LossByLevel, Trainer, TrainingState, _close
-from .paths import exact_consistency_function
-from .checks import check_integer
-from .utils import default_device, image_grid, use_style
+from .utils import default_device
 
 # %% ../nbs/40_widgets.ipynb #68ac444b
 _WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
@@ -481,7 +482,7 @@ def example_images(
     "Pictures to edit: data that comes with the package, or samples of the model"
     shape, data = tuple(net.notes["shape"]), net.notes.get("recipe", {}).get("data")
     if data == "digits": x, y = (t[-n:] for t in load_digits())
-    elif data == "shapes": x, y = colour_shapes(n, shape[1], torch.Generator().manual_seed(7))
+    elif data == "shapes": x, y = color_shapes(n, shape[1], torch.Generator().manual_seed(7))
     else:
         x = sample_steps(net, n, (80., 0.8), seed=7)[-1][2]
         y = torch.arange(n) % _num_classes(net) if _num_classes(net) else torch.full((n,), -1)

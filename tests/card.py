@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from consistency_models import ConsistencySamplingAndEditing, colour_shapes, from_pretrained, inpaint, super_resolve
+from consistency_models import ConsistencySamplingAndEditing, color_shapes, from_pretrained, inpaint, super_resolve
 
 OUT = Path(__file__).parent.parent / "nbs/images/card.png"
 SIDE, GAP = 0.74, 0.05  # of a picture and between pictures, in inches
@@ -32,7 +32,7 @@ def digits():
 
 def shapes():
     """Pictures of 8 by 8 pixels, and the same enlarged four times"""
-    net, (images, labels) = from_pretrained("shapes"), colour_shapes(10, 32, generator=seeded(7))
+    net, (images, labels) = from_pretrained("shapes"), color_shapes(10, 32, generator=seeded(7))
     low = torch.nn.functional.avg_pool2d(images, 4)
     return [low, super_resolve(net, low, 4, clip_denoised=True, generator=seeded(0), class_labels=labels)]
 
