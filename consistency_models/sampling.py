@@ -108,12 +108,12 @@ def _walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised
         yield sigma, noisy, x
 
 # %% ../nbs/18_sampling.ipynb #7e1f0c55
-def _with_progress(steps:Iterator, verbose:bool) -> Iterator:
+def _with_progress(steps:Iterator, total:int, verbose:bool) -> Iterator:
     "Show a progress bar with the noise level while `steps` runs, if `verbose`"
     if not verbose: return steps
     from tqdm.auto import tqdm
     def shown():
-        with tqdm(steps, desc="sampling") as bar:
+        with tqdm(steps, desc="sampling", total=total) as bar:
             for step in bar:
                 bar.set_postfix_str(f"σ = {step[0]:.3g}")
                 yield step
@@ -148,8 +148,9 @@ class ConsistencySamplingAndEditing:
         plain = isinstance(model, ConsistencyFunction)
         f = consistency_function(model, None if plain else self.sigma_data, self.sigma_min, **kwargs)
         operator = None if mask is None else Operator(mask, transform_fn, inverse_transform_fn)
-        steps = trajectory(f, y, sigmas, operator, start_from_y, add_initial_noise, clip_denoised, generator)
-        for _, _, x in _with_progress(steps, verbose): pass
+        levels = check_descending(sigmas, f.sigma_min)
+        steps = trajectory(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised, generator)
+        for _, _, x in _with_progress(steps, len(levels), verbose): pass
         return x
 
     def interpolate(self,
