@@ -29,10 +29,10 @@ if __name__ == "__main__": fix_allocator()
 import torch
 
 from consistency_models import (
-    ConsistencySamplingAndEditing,
     ImprovedConsistencyTraining,
     UNet,
     pseudo_huber_loss,
+    trajectory,
 )
 
 
@@ -55,7 +55,7 @@ def fastest(runs, device, seconds):
 
 
 def noisy_batch(size, device):
-    """`size` noisy colour images of 32 by 32 pixels and their noise level"""
+    """`size` noisy color images of 32 by 32 pixels and their noise level"""
     generator = torch.Generator().manual_seed(0)
     return 80 * torch.randn(size, 3, 32, 32, generator=generator).to(device), torch.full((size,), 80.0, device=device)
 
@@ -69,14 +69,14 @@ def large_enough(net, device):
 
 def sampling_runs(net, size, device):
     """One forward of the bare network, and one-step sampling"""
-    sampler, generator = ConsistencySamplingAndEditing(), torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     noisy, sigma = noisy_batch(size, device)
     y = torch.empty_like(noisy)
 
     @torch.no_grad()
     def bare(): return net(noisy, sigma)
 
-    def library(): return sampler(net, y, [80.0], generator=generator)
+    def library(): return list(trajectory(net, y, [80.0], generator=generator))
 
     return bare, library
 

@@ -228,6 +228,8 @@ def test_inpainting_and_outpainting_keep_known_values_bit_for_bit():
     assert equal(y[..., :2, :], x[..., :2, :])
     y = outpaint(plain, x, (1, 2, 3, 0), SIGMAS, generator=seeded())
     assert y.shape == (5, 3, 7, 7) and equal(y[..., 3:, 1:-2], x)
+    y = outpaint(plain, x, 2, SIGMAS, generator=seeded())
+    assert y.shape == (5, 3, 8, 8) and equal(y[..., 2:-2, 2:-2], x)
     assert outpaint(plain, uniform(2, 1, 5), 2, SIGMAS).shape == (2, 1, 9)
 
 
