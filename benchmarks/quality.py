@@ -37,11 +37,11 @@ from consistency_models import (
     measure_sigma_data,
     model_forward_wrapper,
     pseudo_huber_loss,
-    reference_distance,
-    sample,
     train_classifier,
     update_ema_model_,
 )
+from consistency_models.metrics import reference_distance
+from consistency_models.pretrained import sample
 
 DROPOUT, BATCH, DECAY = 0.1, 64, 0.99
 OURS = {"final_timesteps": 40, "lognormal_mean": -1.1, "sigma_data": None, "peak": 2e-3, "decay": True, "betas": (0.9, 0.99)}
@@ -112,8 +112,7 @@ def run(case, steps, seed, threads):
     net, seconds, memory = train(case, steps, seed, device)
     images, labels = (t.to(device) for t in load_digits())
     judge = train_classifier(images, labels)
-    drawn = [sample(net, len(images), (80.0,), labels, seed=s, shape=images.shape[1:]) for s in range(2)]
-    distance = [frechet_distance(images, x, judge.features) for x in drawn]
+    distance = [frechet_distance(images, sample(net, len(labels), (80.0,), labels, s, images.shape[1:]), judge.features) for s in range(2)]
     return {"case": case, "seed": seed, "steps": steps, "seconds_a_step": seconds, "memory_mib": memory, "distance": statistics.mean(distance)}
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .checks import check_integer, check_samples
 from .parameterization import ConsistencyFunction, consistency_function
 from .paths import exact_consistency_function
-from .utils import as_double, draw_device, randn_like, write_whole
+from .checkpoints import write_whole
+from .utils import as_double, draw_device, randn_like
 
 # %% ../nbs/30_metrics.ipynb #96d2f0d3
 def _check_samples(x:Tensor, name:str, least:int=2):
@@ -67,7 +68,7 @@ def _check_result(result:Tensor, largest:Tensor):
 #| code-fold: true
 def _check_statistics(total:dict, name:str):
     "Raise unless a dictionary is what `feature_statistics` returns"
-    shapes = {k: list(v.shape) for k, v in total.items()}
+    shapes = {k: list(getattr(v, "shape", [type(v)])) for k, v in total.items()}
     n = shapes.get("sum", [])
     if len(n) != 1 or shapes != {"sum": n, "outer": n + n, "number": []} or total["number"] < 1:
         raise ValueError(f"{name} must hold what feature_statistics returns: "

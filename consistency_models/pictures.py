@@ -131,13 +131,15 @@ def read_image(
     from PIL import Image, UnidentifiedImageError
     size = check_integer(height, "height", 1), check_integer(width, "width", 1)
     if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
-    if isinstance(source, bytes | bytearray | memoryview): name, file = "this", BytesIO(source)
-    elif isinstance(source, str | os.PathLike): name, file = source, Path(source).expanduser()
+    file:Path|BytesIO
+    name = "this"
+    if isinstance(source, bytes | bytearray | memoryview): file = BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        name, file = str(source), Path(source).expanduser()
+        if not file.is_file(): raise ValueError(f"there is no picture {name}")
     else:
         raise TypeError("source must be a file or its content as bytes, "
                         f"got {type(source).__name__}")
-    if isinstance(file, Path) and not file.is_file():
-        raise ValueError(f"there is no picture {name}")
     formats = sorted(set(FORMATS.values()))
     try:
         with Image.open(file, formats=formats) as image:

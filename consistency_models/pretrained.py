@@ -22,7 +22,8 @@ from .checks import as_tensor, check_integer
 from .networks import MLP, UNet
 from .parameterization import Precondition
 from .sampling import trajectory
-from .utils import default_device, write_whole
+from .checkpoints import write_whole
+from .utils import default_device
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}
@@ -271,12 +272,13 @@ def class_labels(
 
 def _device_of(net) -> torch.device:
     "Where a network lives"
-    return next((p.device for p in net.parameters()), torch.device("cpu"))
+    parameters = net.parameters() if isinstance(net, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
 
 # %% ../nbs/34_pretrained.ipynb #f97a0b13
 @torch.no_grad()
 def sample(
-    net, # a trained network
+    net, # a trained network, or a consistency function
     n:int, # how many
     sigmas=(80., 0.8), # noise levels, descending
     labels=None, # one class, or a list or tensor, repeated as needed; each in turn if `None`
@@ -286,7 +288,7 @@ def sample(
     "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023)"
     n = check_integer(n, "n", 1)
     shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
-    if shape is None: raise ValueError("shape must be given, since the network has no notes of it")
+    if shape is None: raise ValueError("shape must be given, such as (1, 8, 8), since the network has no notes of it")
     generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
     samples = torch.empty(n, *shape, device=_device_of(net))
     for start in range(0, n, 2000):

@@ -44,7 +44,8 @@ from .pictures import image_grid, read_image, use_style
 from .pretrained import from_pretrained
 from .sampling import trajectory
 from .schedules import improved_timesteps_schedule, karras_schedule, lognormal_probabilities
-from .trainer import LossByLevel, Trainer, TrainingState, _close
+from .trainer import Trainer, TrainingState
+from .watching import LossByLevel, _close
 from .utils import default_device
 
 # %% ../nbs/40_widgets.ipynb #68ac444b
@@ -758,7 +759,7 @@ def training_picture(
     "Loss by noise level, N(k) so far, and samples, as a PNG"
     def plot(fig):
         left, middle, right = _plots(fig, "noise level σ / weighted loss", "step / N(k)", "")
-        left.loglog(losses.centres, losses.means, "o-", ms=4)
+        left.loglog(losses.centers, losses.means, "o-", ms=4)
         middle.step(*zip(*history), where="post")
         right.imshow(image_grid(samples, 4, 1).permute(1, 2, 0))
         right.set_axis_off()

@@ -286,7 +286,8 @@ def test_trouble_with_data_is_no_fault_of_the_program(error, monkeypatch, line):
     ("sample digits --n 0", "n must be at least 1"), ("sample digits --columns 0", "columns must"), ("sample digits --sigmas 1,80", "descend"),
     ("sample digits --sigmas a", "numbers separated by commas"), ("sample digits --sigmas 0.001", "sigma_min"), ("sample digits --labels 11", "classes from 0 to 9"),
     ("sample digits --labels 1.7", "labels must be a whole number"), ("sample digits --labels inf", "labels must be a whole number"),
-    ("edit digits nothing.png", "there is no picture"), ("edit digits {image} --mask middle", "mask must be one of"), ("edit digits {image} --label 10", "classes from 0 to 9"), ("train --data nothing", "torchvision.datasets has no"),
+    ("edit digits nothing.png", "there is no picture"), ("edit digits {image} --mask middle", "mask must be one of"),
+    ("edit digits {image} --label 10", "classes from 0 to 9"), ("train --data nothing", "torchvision.datasets has no"),
     ("train --data ./nothing", "there is no folder ./nothing"), ("train --data digits --size 16", "no other size"), ("train --steps 0", "steps must"),
     ("train --learning-rate -1", "learning_rate must"), ("train --precision int4", "precision must"), ("train --final-timesteps 3", "final_timesteps"),
     ("train --tracker wandb", "wandb"), ("train --steps 2 --resume", "no checkpoint"), ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
