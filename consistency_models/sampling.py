@@ -58,6 +58,8 @@ class Operator:
 
 def check_operator(operator:Operator, y:Tensor):
     "Raise unless an operator fits the samples `y`"
+    if not isinstance(operator, Operator):
+        raise TypeError(f"operator must be an Operator(mask, ...), got {type(operator).__name__}")
     values = operator.transform_fn(y)
     check_mask(operator.mask, values)
     back = operator.inverse_transform_fn(values)
