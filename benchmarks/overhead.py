@@ -28,12 +28,12 @@ from torch.utils.data import TensorDataset
 
 from consistency_models import (
     MLP,
-    ConsistencySamplingAndEditing,
     ImprovedConsistencyTraining,
     Trainer,
     UNet,
     average_of,
     keep_memory,
+    trajectory,
     two_moons,
 )
 
@@ -68,12 +68,11 @@ def alternatives(kind, net, x):
     """The bare code and the package's, as functions without arguments"""
     sigma, generator = x.new_full((len(x),), 80.), torch.Generator(x.device).manual_seed(0)
     if kind == "sampling":
-        sampler = ConsistencySamplingAndEditing()
 
         @torch.no_grad()
         def bare(): return net(80 * x, sigma)
 
-        return bare, lambda: sampler(net, x, [80.], generator=generator)
+        return bare, lambda: list(trajectory(net, x, [80.], generator=generator))
     if kind == "iCT step":
         objective = ImprovedConsistencyTraining()
         objective.attach(net)

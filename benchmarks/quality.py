@@ -62,11 +62,11 @@ def published_loss(net, x, labels, step, steps, settings, generator):
     n = lognormal_timestep_distribution(len(x), sigmas, settings["lognormal_mean"], 2.0, generator)
     noise = torch.randn(x.shape, generator=generator, device=x.device)
     call = partial(model_forward_wrapper, net, sigma_data=settings["sigma_data"], class_labels=labels)
-    current, following = (sigmas[i].to(x)[:, None, None, None] for i in (n, n + 1))
-    predicted = call(x=x + following * noise, sigma=following.flatten())
-    with torch.no_grad(): target = call(x=x + current * noise, sigma=current.flatten())
+    lower, upper = (sigmas[i].to(x)[:, None, None, None] for i in (n, n + 1))
+    predicted = call(x=x + upper * noise, sigma=upper.flatten())
+    with torch.no_grad(): target = call(x=x + lower * noise, sigma=lower.flatten())
     c = 0.00054 * math.sqrt(x[0].numel())
-    return ((((predicted - target) ** 2 + c**2).sqrt() - c) / (following - current)).mean()
+    return ((((predicted - target) ** 2 + c**2).sqrt() - c) / (upper - lower)).mean()
 
 
 def update_tensor_by_tensor(average, net, decay):

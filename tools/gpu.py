@@ -83,15 +83,16 @@ def slider(options, device, quick, row):
     import torch
     from throughput import seconds_each
 
-    from consistency_models import ConsistencySamplingAndEditing, from_pretrained, image_grid, to_png
+    from consistency_models import from_pretrained, image_grid, to_png, trajectory
     for name in ("digits", "mnist"):
         net = from_pretrained(name, device)
-        sampler, y = ConsistencySamplingAndEditing(sigma_data=net.sigma_data), torch.empty(16, *net.notes["shape"], device=device)
+        y = torch.empty(16, *net.notes["shape"], device=device)
         labels = torch.arange(16, device=device) % net.config["num_classes"]
 
         def draw(seed):
             generator = torch.Generator().manual_seed(seed)
-            return to_png(image_grid(sampler(net, y, [80.], clip_denoised=True, generator=generator, class_labels=labels)))
+            (_, _, x), = trajectory(net, y, [80.], generator=generator, class_labels=labels)
+            return to_png(image_grid(x))
 
         for seed in range(5): draw(seed)
         times = sorted(1000 * seconds_each(partial(draw, seed), device, 1) for seed in range(30))
