@@ -32,7 +32,8 @@ from .pretrained import (
     class_labels, load_image_model, num_classes_of, refuse_foreign_files)
 from .pretrained import sample as draw
 from .recipes import make_trainer, recipe_for, save_run
-from .trainer import new_accelerator, progress
+from .trainer import new_accelerator
+from .watching import progress
 
 
 # %% ../nbs/45_cli.ipynb #8ca479e5

@@ -41,6 +41,9 @@ class Objective:
     distance: Callable
     kept: nn.ModuleDict
 
+    def __getattr__(self, name: str):
+        ...
+
     def levels(self, k: int, K: int, x: Tensor, generator: torch.Generator | None=...) -> Levels:
         ...
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'color_shapes', 'torchvision_dataset', 'ImageFolder',
-           'measure_sigma_data', 'open_data']
+           'measure_sigma_data']
 
 # %% ../nbs/10_data.ipynb #83577128
 import inspect
@@ -132,7 +132,7 @@ def _arguments(kind:type) -> dict:
     found:dict = {}
     for parent in kind.__mro__:
         if "__init__" not in vars(parent): continue
-        arguments = inspect.signature(parent.__init__).parameters
+        arguments = inspect.signature(vars(parent)["__init__"]).parameters
         found = {**arguments, **found}
         if not any(a.kind is a.VAR_KEYWORD for a in arguments.values()): break
     return {k: a for k, a in found.items()
@@ -274,7 +274,7 @@ def _downloaded(name:str, root:str, train:bool, size:int|None) -> Dataset:
 
 # %% ../nbs/10_data.ipynb #ae5bc654
 def in_memory(
-    data:Dataset, # of images, or of pairs `(image, label)`
+    data, # a data set of images, or of pairs `(image, label)`
     limit:int=2**31, # bytes
 ) -> Dataset: # a `TensorDataset` of the same, or `data` itself if it needs more than `limit`
     "Read a data set once, if it is small enough"
@@ -290,7 +290,7 @@ def in_memory(
     return TensorDataset(torch.stack(images), *map(torch.tensor, labels))
 
 def describe(
-    data:Dataset, # of images, or of pairs `(image, label)`
+    data, # a data set of images, or of pairs `(image, label)`
 ) -> dict: # `shape` of an image, `num_classes` (`None` without labels), `sigma_data`
     "What a network has to know about its data"
     image, *label = _first(data)
@@ -305,7 +305,7 @@ def describe(
     return {"shape": list(image.shape), "num_classes": classes,
             "sigma_data": measure_sigma_data(held[0] if held else data)}
 
-def _first(data:Dataset) -> tuple:
+def _first(data) -> tuple:
     "The first item, or an error if there is none"
     if len(data) == 0: raise ValueError("the data set is empty")
     return _image_and_class(data[0], 0)

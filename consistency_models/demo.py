@@ -21,7 +21,7 @@ from .pictures import NOTE, refuse_foreign_picture, show_images, use_style
 from .pretrained import sample
 from .recipes import make_trainer, recipe_for
 from .sampling import trajectory
-from .trainer import progress
+from .watching import progress
 
 # %% ../nbs/36_demo.ipynb #042f7477
 def draw_samples(

@@ -1,9 +1,10 @@
 # Made by tests/stubs.py; edit the notebooks.
 from typing import Any
 from torch import Tensor, nn
-__all__ = ['NoiseEmbedding', 'scale_inputs', 'check_inputs', 'embed_labels', 'ResidualLayer', 'MLP', 'group_norm', 'zero_init', 'ResBlock', 'SelfAttention', 'UNet']
+__all__ = ['MLP', 'UNet']
 
 class NoiseEmbedding(nn.Module):
+    omega: Tensor
     mlp: Any
 
     def __init__(self, features: int, frequencies: int=...):
@@ -15,7 +16,7 @@ class NoiseEmbedding(nn.Module):
 def scale_inputs(x: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
     ...
 
-def check_inputs(x: Tensor, sigma: Tensor, shape: tuple):
+def check_inputs(x: Tensor, sigma: Tensor, channels: int, *axes: str):
     ...
 
 def embed_labels(embedding: nn.Embedding | None, class_labels: Tensor | None, batch: int) -> Tensor | float:
@@ -91,12 +92,13 @@ class UNet(nn.Module):
     embed: Any
     labels: Any
     inp: Any
-    norm: Any
-    out: Any
     down: Any
     up: Any
     middle: Any
     attention: Any
+    norm: Any
+    out: Any
+    factor: Any
 
     def __init__(self, in_channels: int=..., channels: tuple=..., blocks: int=..., attention: bool=..., num_classes: int | None=..., dropout: float=..., sigma_data: float=..., precondition: bool=..., patch: int=...):
         ...

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Live', 'PaintSurface', 'editing_explorer', 'figure_png', 'film', 'huber_explorer', 'labeled_grid',
            'parameterization_explorer', 'sampling_explorer', 'schedule_explorer', 'timesteps_explorer',
-           'trajectory_explorer']
+           'training_dashboard', 'trajectory_explorer']
 
 # %% ../nbs/44_widgets.ipynb #5af102a5
 import ipywidgets
@@ -18,11 +18,12 @@ from .explorers import (
     timesteps_explorer, trajectory_explorer)
 from .live import Live, complaint, figure_png, labeled_grid
 from .painter import PaintSurface
+from .watching import training_dashboard
 
 # %% ../nbs/44_widgets.ipynb #0b7c1719
 _all_ = ["Live", "PaintSurface", "editing_explorer", "figure_png", "film", "huber_explorer",
          "labeled_grid", "parameterization_explorer", "sampling_explorer", "schedule_explorer",
-         "timesteps_explorer", "trajectory_explorer"]
+         "timesteps_explorer", "training_dashboard", "trajectory_explorer"]
 
 # %% ../nbs/44_widgets.ipynb #8ef920e4
 def app(

@@ -1,6 +1,6 @@
 """Widgets driven in a real browser: Voila for most, JupyterLab and Notebook 7 for a start and a restart of the kernel.
 
-They need Chromium, which `bash tests/browser.sh` installs where it is missing. Without it they fail, loudly.
+They need Chromium, which `bash tools/browser.sh` installs where it is missing. Without it they fail, loudly.
 """
 
 import base64
@@ -88,7 +88,7 @@ def chromium():
     from playwright.sync_api import sync_playwright
     with sync_playwright() as p:
         try: browser = p.chromium.launch(executable_path=browser_path(), args=FLAGS)
-        except Exception as e: pytest.fail(f"no browser: run `bash tests/browser.sh`, which installs one ({e})")   # noqa: BLE001
+        except Exception as e: pytest.fail(f"no browser: run `bash tools/browser.sh`, which installs one ({e})")   # noqa: BLE001
         yield browser
         browser.close()
 

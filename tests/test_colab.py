@@ -1,7 +1,7 @@
 """Widgets as a page talks to them: messages to a real kernel, of the newest versions and of Colab's.
 
 Colab shows what a widget receives as the answer to a message, and drops what a thread sends later. Its versions stand in
-an environment of their own, which `bash tests/colab.sh` makes.
+an environment of their own, which `bash tools/colab.sh` makes.
 """
 
 import json
@@ -26,7 +26,7 @@ OWN = to_png((torch.rand(3, 40, 60) * 255).byte())
 
 def python_of(name):
     if name == "newest": return sys.executable
-    if not COLAB.exists(): pytest.fail("no environment with Colab's versions: run `bash tests/colab.sh`")
+    if not COLAB.exists(): pytest.fail("no environment with Colab's versions: run `bash tools/colab.sh`")
     return str(COLAB)
 
 

@@ -168,7 +168,7 @@ g = torch.Generator().manual_seed(0)
 data = TensorDataset(torch.randn(100, 1, 8, 8, generator=g).tanh(), torch.randint(3, (100,), generator=g))
 torch.manual_seed(0)
 net = UNet(channels=(8, 16), num_classes=3, dropout=0.2)
-trainer = Trainer(net, data, steps=40, batch_size=16, labels=True, channels_last=True, out=folder, checkpoint_every=2,
+trainer = Trainer(net, data, steps=40, batch_size=16, conditions=("class_labels",), channels_last=True, out=folder, checkpoint_every=2,
                   objective=ImprovedConsistencyTraining(final_timesteps=20))
 assert trainer.device.type == device, trainer.device
 trainer.resume()

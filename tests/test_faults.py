@@ -16,8 +16,8 @@ from consistency_models import (
     ImprovedConsistencyTraining,
     Precondition,
     UNet,
+    color_shapes,
     colorize,
-    colour_shapes,
     denoise,
     editing_sigmas,
     ema_decay_rate_schedule,
@@ -338,7 +338,7 @@ CALLS = {
     "MLP call": (MLP(2, 8, 1, num_classes=2), {"x": points, "sigma": torch.ones(3), "class_labels": labels}),
     "UNet call": (UNet(1, (8,), num_classes=2), {"x": images, "sigma": torch.ones(2), "class_labels": labels[:2]}),
     "two_moons": (two_moons, {"n": 5, "generator": None}),
-    "colour_shapes": (colour_shapes, {"n": 5, "size": 8, "generator": None}),
+    "color_shapes": (color_shapes, {"n": 5, "size": 8, "generator": None}),
     "measure_sigma_data": (lambda samples: measure_sigma_data([points, -points], samples), {"samples": 5}),
     "frechet_distance": (
         frechet_distance,

@@ -1,4 +1,4 @@
-"""Make the file of digits that the package ships, from scikit-learn's copy of them: python tools/digits.py"""
+"""Make the file of digits that the package ships from scikit-learn's: python tools/digits.py"""
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ PLACE = Path(__file__).resolve().parent.parent / "consistency_models/data_files/
 def main():
     digits = load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target.astype(np.uint8)
-    if not (images == digits.images).all(): raise SystemExit("the digits of this scikit-learn are no whole numbers")
+    if not (images == digits.images).all(): raise SystemExit("the digits are no whole numbers")
     PLACE.parent.mkdir(exist_ok=True)
     np.savez_compressed(PLACE, images=images, labels=labels)
     print(f"{PLACE}: {len(images)} digits, {PLACE.stat().st_size:,} bytes")

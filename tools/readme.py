@@ -1,4 +1,4 @@
-"""Write what is made from the text of the notebooks: `python tests/readme.py`.
+"""Write what is made from the text of the notebooks: `python tools/readme.py`.
 
 README.md from nbs/index.ipynb, CONTRIBUTING.md from nbs/contributing.ipynb, and nbs/llms.txt from nbs/sidebar.yml and the
 title cells of the notebooks that it lists.
@@ -16,8 +16,9 @@ SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 ADDRESS = f"{SETTINGS['DEFAULT']['git_url']}/blob/{SETTINGS['DEFAULT']['branch']}/nbs"
 CONVENTIONS = """\
-Conventions: data `x` lies in [-1, 1] and has shape (batch, ...); a model is any callable `model(x, sigma, **kwargs)`, to
-which the library applies c_skip and c_out; noise levels `sigmas` descend in sampling; `mask` is 1 where to generate."""
+Conventions: data `x` lies in [-1, 1] and has shape (batch, ...); a network is any callable
+`net(x, sigma, **kwargs)`, to which `consistency_function(net)` adds c_skip and c_out; noise levels
+`sigmas` descend in sampling; `mask` is 1 where to generate."""
 
 
 def text_of(output):
@@ -44,7 +45,7 @@ def render(notebook):
     """A notebook as Markdown; links and pictures, relative to `nbs/` in the notebook, are made relative to the top"""
     text = "\n\n".join(filter(None, map(block, cells(notebook))))
     text = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", text).replace("](../", "](")
-    return f"<!-- Made from {notebook.relative_to(ROOT).as_posix()} by tests/readme.py; edit the notebook. -->\n\n{text}\n"
+    return f"<!-- Made from {notebook.relative_to(ROOT).as_posix()} by tools/readme.py; edit the notebook. -->\n\n{text}\n"
 
 
 def title(notebook):
@@ -69,7 +70,8 @@ def llms():
 
 def files():
     """Everything that this script writes, by path"""
-    made = {ROOT / name: render(ROOT / "nbs" / notebook) for name, notebook in (("README.md", "index.ipynb"), ("CONTRIBUTING.md", "contributing.ipynb"))}
+    sources = {"README.md": "index.ipynb", "CONTRIBUTING.md": "contributing.ipynb"}
+    made = {ROOT / name: render(ROOT / "nbs" / notebook) for name, notebook in sources.items()}
     return made | {ROOT / "nbs/llms.txt": llms()}
 
 

@@ -1,4 +1,4 @@
-"""Draw nbs/images/card.png, the picture on the home page and on cards that link to it: `python tests/card.py`.
+"""Draw nbs/images/card.png, the picture on the home page and on cards that link to it: `python tools/card.py`.
 
 Everything on it is made by the bundled models: digits in one step, hidden halves filled in, coarse pictures sharpened.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from consistency_models import ConsistencySamplingAndEditing, colour_shapes, from_pretrained, inpaint, super_resolve
+from consistency_models import color_shapes, from_pretrained, inpaint, super_resolve, trajectory
 
 OUT = Path(__file__).parent.parent / "nbs/images/card.png"
 SIDE, GAP = 0.74, 0.05  # of a picture and between pictures, in inches
@@ -22,19 +22,19 @@ def seeded(seed):
 def digits():
     """Noise, what one step makes of it, the same without its lower half, and that half filled in"""
     net, asked = from_pretrained("mnist"), torch.arange(10)
-    sampler = ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
-    (_, noise, drawn), = sampler.trajectory(net, torch.empty(10, 1, 28, 28), [80.0], clip_denoised=True, generator=seeded(5), class_labels=asked)
+    y = torch.empty(10, 1, 28, 28)
+    (_, noise, drawn), = trajectory(net, y, [80.0], generator=seeded(5), class_labels=asked)
     hole = torch.zeros(28, 28)
     hole[14:] = 1
-    filled = inpaint(net, drawn, hole, clip_denoised=True, generator=seeded(1), class_labels=asked)
+    filled = inpaint(net, drawn, hole, generator=seeded(1), class_labels=asked)
     return [noise / 240, drawn, torch.where(hole == 1, -0.4, drawn), filled]
 
 
 def shapes():
     """Pictures of 8 by 8 pixels, and the same enlarged four times"""
-    net, (images, labels) = from_pretrained("shapes"), colour_shapes(10, 32, generator=seeded(7))
+    net, (images, labels) = from_pretrained("shapes"), color_shapes(10, 32, generator=seeded(7))
     low = torch.nn.functional.avg_pool2d(images, 4)
-    return [low, super_resolve(net, low, 4, clip_denoised=True, generator=seeded(0), class_labels=labels)]
+    return [low, super_resolve(net, low, 4, generator=seeded(0), class_labels=labels)]
 
 
 def row(fig, images, left, top, name):

@@ -1,4 +1,4 @@
-"""Run notebooks in copies outside the repository, with the package as installed: `python tests/outside.py [NAMES]`.
+"""Run notebooks in copies outside the repository, with the package as installed: `python tools/outside.py [NAMES]`.
 
 This is how they meet a reader on Colab. Without names, all of them run but the page of benchmarks, which reads results
 that only a clone has.

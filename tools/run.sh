@@ -14,8 +14,8 @@ step "export and clean leave no difference"
 fingerprint > "$before"
 nbdev_export
 nbdev_clean
-python tests/readme.py
-python tests/stubs.py
+python tools/readme.py
+python tools/stubs.py
 fingerprint > "$after"
 diff "$before" "$after" || { echo "run 'make export' and commit the result"; exit 1; }
 
@@ -26,4 +26,4 @@ step "the GPU check, shortened, without the packages that a bare machine lacks"
 python tools/gpu.py --quick --out "$results"
 
 step "tests"
-python -m pytest -q tests
+OMP_NUM_THREADS=1 python -m pytest -q -n 2 --dist loadfile tests

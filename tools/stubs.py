@@ -1,4 +1,4 @@
-"""Write the stubs for type checkers, `consistency_models/*.pyi`: `python tests/stubs.py`.
+"""Write the stubs for type checkers, `consistency_models/*.pyi`: `python tools/stubs.py`.
 
 The lessons add methods to classes one cell at a time with `@patch`, which type checkers cannot see. A stub holds each
 class with all of its methods, and every signature without its body.
