@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from conftest import picture, pixels
 
-from consistency_models import from_pretrained, preset_mask, to_png
+from consistency_models import from_pretrained, preset_mask
 from consistency_models.editing import LUMINANCE
 from consistency_models.editor import TASKS, _examples, _read_upload, edit_picture, editing_explorer
+from consistency_models.pictures import to_png
 
 pytestmark = pytest.mark.usefixtures("no_threads")
 digits, shapes = from_pretrained("digits"), from_pretrained("shapes")
