@@ -24,6 +24,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,13 +182,14 @@ def _check_network(net):
         raise ValueError("net has no weights to train, or all are frozen, as from_pretrained "
                          "returns them: call net.requires_grad_(True)")
 
-def _check_data(data):
-    "Raise unless `data` has samples that can be read by number"
+def _check_data(data) -> int:
+    "The number of samples; raise unless they can be read by number"
     if isinstance(data, (IterableDataset, dict)) or not all(
             hasattr(data, name) for name in ("__getitem__", "__len__")):
         raise TypeError("data must be a dataset with a length and numbered samples, such as "
                         f"TensorDataset(x), got {type(data).__name__}")
     if len(data) == 0: raise ValueError("data must hold at least one sample, got none")
+    return len(data)
 
 def _check_objective(objective):
     "Raise unless `objective` has what the loop calls"
@@ -240,7 +242,7 @@ def _hold_interrupts():
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
         if pressed: signal.raise_signal(signal.SIGINT)
 
-_LOOPS = weakref.WeakSet()
+_LOOPS: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def _close_loops():
@@ -292,7 +294,7 @@ class Trainer:
     checkpoint_every: int = 1000 # steps between checkpoints
     keep: int = 2 # how many checkpoints stay
     tracker: str|None = None # such as `"tensorboard"`, written to `out`
-    accelerator: object = None # an `accelerate.Accelerator` of your own
+    accelerator: Any = None # an `accelerate.Accelerator` of your own
 
     # What the trainer makes
     step: int = field(default=0, init=False) # optimizer steps done
@@ -300,15 +302,16 @@ class Trainer:
     model: nn.Module = field(init=False, repr=False) # `net`, compiled and wrapped
     average: nn.Module = field(init=False, repr=False) # of `net`, for sampling
     optim: torch.optim.Optimizer = field(init=False, repr=False)
-    scaler: object = field(init=False, repr=False) # of the loss, for float16
+    scaler: Any = field(init=False, repr=False) # of the loss, for float16
     shards: int = field(init=False, repr=False) # passes in a step, over all processes
     _trained: list = field(init=False, repr=False) # parameters of network and objective
     _modules: list = field(init=False, repr=False) # of the network, for its buffers
     _average_modules: list = field(init=False, repr=False)
     _averaged: list = field(init=False, repr=False) # pairs of an average and its weight
+    _samples: int = field(init=False, repr=False) # in the data
     _types: set = field(init=False, repr=False) # that the data may have
     _optimizer_settings: dict = field(init=False, repr=False)
-    _levels: object = field(default=None, init=False, repr=False) # losses for the tracker
+    _levels: Any = field(default=None, init=False, repr=False) # losses for the tracker
     _bad_gradient: Tensor|None = field(default=None, init=False, repr=False) # a GPU's, read later
     _training: bool = field(default=False, init=False, repr=False) # is a loop alive?
     _called: bool = field(default=False, init=False, repr=False) # has the network been called?
@@ -331,7 +334,7 @@ class Trainer:
             self.clip_norm = check_number(self.clip_norm, "clip_norm", 0, above=True)
         self.precision = _chosen_precision(self.precision, self.accelerator)
         _check_network(self.net)
-        _check_data(self.data)
+        self._samples = _check_data(self.data)
         _check_objective(self.objective)
         if isinstance(self.conditions, str) or not all(isinstance(c, str) for c in self.conditions):
             raise TypeError('conditions must be a tuple of names, such as ("class_labels",), '
@@ -424,12 +427,12 @@ class Trainer:
     def _keys(self, step:int, shard:int) -> list[tuple]:
         "The samples that a shard reads, each with its seed"
         place = (step * self.shards + shard) * self.batch_size
-        order = data_order(len(self.data), place, self.batch_size, self.seed).tolist()
+        order = data_order(self._samples, place, self.batch_size, self.seed).tolist()
         return [(i, shard_seed(self.seed, place + j, -2)) for j, i in enumerate(order)]
 
     def _batches(self) -> Iterator:
         "Batches of this process from the current step on"
-        n, size = len(self.data), self.batch_size
+        n, size = self._samples, self.batch_size
         shards = ((k, s) for k in range(self.step, self.steps) for s in self._own_shards())
         if type(self.data) is TensorDataset:
             return (self.data[data_order(n, (k * self.shards + s) * size, size, self.seed)]
@@ -664,7 +667,7 @@ class Trainer:
         types = sorted({str(p.dtype) for p in self.net.parameters()})
         names = ("steps", "seed", "batch_size", "shards", "learning_rate", "warmup", "decay",
                  "clip_norm", "ema_decay", "precision")
-        return {"format": 4, "samples": len(self.data),
+        return {"format": 4, "samples": self._samples,
                 "network": _text(getattr(self.net, "config", None)),
                 "types of the weights": ", ".join(types), "objective": _text(self.objective),
                 "conditions": list(self.conditions),
