@@ -216,7 +216,7 @@ def test_what_is_imported_is_required():
     """All but the standard library, what a reader installs for one purpose, and what Colab has"""
     required = {r.split(">=")[0] for r in requirements()}
     names = {"PIL": "pillow", "sklearn": "scikit-learn"}
-    optional = {"diffusers", "torch_fidelity", "IPython", "google", "traitlets", "consistency_models"}  # traitlets come with ipywidgets
+    optional = {"diffusers", "torchmetrics", "torch_fidelity", "IPython", "google", "traitlets", "consistency_models"}  # traitlets come with ipywidgets
     imported = set()
     for node in (n for module in MODULES for n in ast.walk(parsed(module))):
         if isinstance(node, ast.Import): imported |= {a.name for a in node.names}
