@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from consistency_models import from_pretrained, to_png
+from consistency_models import from_pretrained
+from consistency_models.pictures import to_png
 from consistency_models.widgets import sampling_explorer
 
 pytestmark = pytest.mark.slow

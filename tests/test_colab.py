@@ -16,7 +16,7 @@ import torch
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
-from consistency_models import to_png
+from consistency_models.pictures import to_png
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,8 +10,9 @@ import torch
 from conftest import picture
 from PIL import Image
 
-from consistency_models import UNet, to_png
+from consistency_models import UNet
 from consistency_models.live import Live, figure_png, label_menu, labeled_grid, level_slider
+from consistency_models.pictures import to_png
 
 pytestmark = pytest.mark.usefixtures("no_threads")
 
