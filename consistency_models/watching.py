@@ -8,7 +8,7 @@ __all__ = ['TrainingState', 'progress', 'training_figure', 'watch', 'training_da
 # %% ../nbs/33_watching.ipynb #3a7c0005
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -156,7 +156,7 @@ def training_dashboard(
     every:int=100, # steps between pictures
 ) -> Iterator[TrainingState]: # the same states
     "Show a run in widgets: progress, speed, loss by noise level, N(k) and samples"
-    if not isinstance(states, Iterator):
+    if not isinstance(states, Iterable):
         raise TypeError("states must be what a trainer yields: "
                         "for state in training_dashboard(trainer.train(), sample)")
     return _shown_run(states, sample, check_integer(every, "every", 1))
