@@ -15,7 +15,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from consistency_models import (
-    LUMINANCE,
     color_shapes,
     colorize,
     denoise,
@@ -28,6 +27,7 @@ from consistency_models import (
     train_classifier,
 )
 from consistency_models.data import open_data
+from consistency_models.editing import LUMINANCE
 
 
 def mean_fill(x, mask):

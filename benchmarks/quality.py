@@ -31,7 +31,6 @@ from consistency_models import (
     frechet_distance,
     improved_timesteps_schedule,
     karras_schedule,
-    learning_rate,
     load_digits,
     lognormal_timestep_distribution,
     measure_sigma_data,
@@ -42,6 +41,7 @@ from consistency_models import (
 )
 from consistency_models.metrics import reference_distance
 from consistency_models.pretrained import sample
+from consistency_models.trainer import learning_rate
 
 DROPOUT, BATCH, DECAY = 0.1, 64, 0.99
 OURS = {"final_timesteps": 40, "lognormal_mean": -1.1, "sigma_data": None, "peak": 2e-3, "decay": True, "betas": (0.9, 0.99)}

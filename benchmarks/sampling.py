@@ -10,7 +10,8 @@ import torch
 from common import parser, pick_device, wait_for, write
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
-from consistency_models import DiffusersUNet, Precondition, trajectory
+from consistency_models import Precondition, trajectory
+from consistency_models.pretrained import DiffusersUNet
 
 
 def make_network(device):

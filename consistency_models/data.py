@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['two_moons', 'spiral', 'eight_gaussians', 'load_digits', 'color_shapes', 'torchvision_dataset', 'ImageFolder',
-           'measure_sigma_data', 'open_data']
+           'measure_sigma_data']
 
 # %% ../nbs/10_data.ipynb #83577128
 import inspect

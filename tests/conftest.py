@@ -1,12 +1,15 @@
 """Small networks and helpers that several test files share."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -206,3 +209,22 @@ def on_two_processes(*command, processes=2, wait=True):
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     return printed
+
+
+# Widgets
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Fails a test that starts a thread: what a thread sets on a widget is not shown on Colab."""
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"{thread} was started"))
+
+
+def picture(live):
+    """The picture of an explorer that has no complaint."""
+    assert live.message.value == ""
+    return live.picture.value
+
+
+def pixels(png):
+    """The pixels of a PNG, whatever the way it was packed."""
+    with Image.open(io.BytesIO(png)) as image: return image.size, image.convert("RGB").tobytes()

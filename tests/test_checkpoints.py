@@ -35,17 +35,8 @@ from conftest import (
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from consistency_models import (
-    MLP,
-    ImprovedConsistencyTraining,
-    Trainer,
-    UNet,
-    pseudo_huber_loss,
-    read_checkpoint,
-    squared_error,
-    write_checkpoint,
-)
-from consistency_models.checkpoints import write_whole
+from consistency_models import MLP, ImprovedConsistencyTraining, Trainer, UNet, pseudo_huber_loss, squared_error
+from consistency_models.checkpoints import read_checkpoint, write_checkpoint, write_whole
 
 AdamW = torch.optim.AdamW
 not_windows = pytest.mark.skipif(os.name == "nt", reason="signals and folders of Unix")

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from consistency_models import (
-    LUMINANCE,
     ConsistencyFunction,
     ConsistencySamplingAndEditing,
     Operator,
@@ -26,7 +25,6 @@ from consistency_models import (
     inpaint,
     interpolate_latents,
     karras_schedule,
-    orthogonal_basis,
     outpaint,
     preset_mask,
     slerp,
@@ -35,7 +33,7 @@ from consistency_models import (
     super_resolve,
     trajectory,
 )
-from consistency_models.editing import in_basis, join_patches, split_patches
+from consistency_models.editing import LUMINANCE, in_basis, join_patches, orthogonal_basis, split_patches
 
 SIGMAS = [80., 5., 0.5]
 nan = math.nan

@@ -34,7 +34,6 @@ from consistency_models import (
     measure_sigma_data,
     model_forward_wrapper,
     noise_conditioning,
-    orthogonal_basis,
     outpaint,
     output_scaling,
     pseudo_huber_loss,
@@ -46,6 +45,7 @@ from consistency_models import (
     two_moons,
     update_ema_model_,
 )
+from consistency_models.editing import orthogonal_basis
 
 nan, inf = float("nan"), float("inf")
 few = settings(deadline=None, max_examples=30, derandomize=True, database=None)

@@ -8,13 +8,8 @@ import lpips
 import pytest
 import torch
 
-from consistency_models import (
-    improved_loss_weighting,
-    karras_schedule,
-    lpips_loss,
-    lpips_network,
-    pseudo_huber_loss,
-)
+from consistency_models import improved_loss_weighting, karras_schedule, lpips_loss, pseudo_huber_loss
+from consistency_models.losses import lpips_network
 
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)

@@ -15,7 +15,6 @@ from consistency_models import (
     ImprovedConsistencyTraining,
     Precondition,
     UNet,
-    add_noise,
     as_network,
     exact_consistency_function,
     gaussian_consistency_function,
@@ -29,6 +28,7 @@ from consistency_models import (
     skip_scaling,
     slerp,
 )
+from consistency_models.consistency_training import add_noise
 
 MEAN, STD = 0.3, 0.5
 SIGMAS = (0.05, 0.2, 0.5, 1., 3., 10., 80.)

@@ -180,14 +180,16 @@ def test_a_tiff_of_16_bits_that_counts_from_white_is_not_a_negative():
 
 
 def png_of_16_bits(values, kind, transparent=None):
-    """A PNG of 16 bits a value; kind 2 is color, 4 is gray with alpha, 6 is color with alpha"""
+    """A PNG of 16 bits a value; kind 0 is gray, 2 is color, 4 and 6 are these with alpha"""
     def chunk(name, data):
         end = struct.pack(">I", zlib.crc32(name + data))
         return struct.pack(">I", len(data)) + name + data + end
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
     chunks = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    if transparent: chunks.insert(1, chunk(b"tRNS", struct.pack(">3H", *transparent)))
+    if transparent is not None:
+        seen_through = struct.pack(f">{len(transparent)}H", *transparent)
+        chunks.insert(1, chunk(b"tRNS", seen_through))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -218,6 +220,7 @@ def hidden_black():
         "one of a palette.gif": encoded(listed, "GIF", transparency=0),
         "one gray.png": encoded(dark, "PNG", transparency=0),
         "one color.png": encoded(dark.convert("RGB"), "PNG", transparency=(0, 0, 0)),
+        "one gray of 16 bits.png": png_of_16_bits((alpha > 0) * 257, 0, (0,)),
         "gray of 16 bits.png": png_of_16_bits(np.stack([none, alpha], 2), 4),
         "color of 16 bits.png": png_of_16_bits(np.stack([none, none, none, alpha], 2), 6)}
 
@@ -331,7 +334,7 @@ def test_a_damaged_picture_is_named(tmp_path):
 
 
 def test_what_is_no_picture_is_refused_whatever_its_name(tmp_path):
-    for content in (b"", b"%PDF-1.4"):
+    for content in (b"", b"%PDF-1.4", b"P6 1 1 255\n\0\0\0"):         # the last is a whole PPM
         (tmp_path / "a b.png").write_bytes(content)
         refused_every_way(tmp_path / "a b.png", "none of BMP, GIF")
 

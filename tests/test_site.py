@@ -95,7 +95,7 @@ def test_names_in_backticks_become_links(pages):
 
 
 def test_source_is_shown_and_folded_once(pages):
-    """Also of cells marked `exporti`; whoever says how a cell is folded decides (tools/pages.py)"""
+    """Also of cells marked `exporti`; whoever says how a cell is folded decides (nbs/93_pages.ipynb)"""
     codes = {p: ["".join(c["source"]) for c in page if c["cell_type"] == "code"] for p, page in pages.items()}
     lesson = "\n".join(codes[Path("14_networks.ipynb")])
     assert "class UNet(" in lesson and "def check_inputs(" in lesson and "default_exp" not in lesson
@@ -127,7 +127,7 @@ def test_settings_of_the_site(site):
      '#| code-summary: "Exported source"\n#| code-fold: true\nx = 1'),
     ('#| code-fold: show\n#| code-summary: "Exported source"\nx = 1',) * 2])
 def test_a_fold_of_ones_own_stays(code, shown):
-    import pages as steps
+    from consistency_models import pages as steps
 
     class Cell: source = code
     steps.one_fold(Cell)

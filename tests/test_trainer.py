@@ -39,17 +39,14 @@ from consistency_models import (
     ConsistencyTraining,
     ImprovedConsistencyTraining,
     Trainer,
-    data_order,
     ema_decay_rate_schedule,
     from_pretrained,
-    learning_rate,
     pseudo_huber_loss,
-    read_checkpoint,
-    shard_seed,
     squared_error,
     update_ema_model_,
 )
-from consistency_models.trainer import new_accelerator
+from consistency_models.checkpoints import read_checkpoint
+from consistency_models.trainer import data_order, learning_rate, new_accelerator, shard_seed
 from consistency_models.utils import keep_memory
 
 BOTH = pytest.mark.parametrize("objective", [ICT, CT], ids=["iCT", "CT"])

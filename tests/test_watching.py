@@ -5,13 +5,8 @@ import pytest
 import torch
 from conftest import make_trainer, run, same
 
-from consistency_models import (
-    LossByLevel,
-    progress,
-    training_dashboard,
-    training_figure,
-    watch,
-)
+from consistency_models import progress, training_dashboard, watch
+from consistency_models.watching import LossByLevel, training_figure
 
 
 def images(net): return torch.zeros(4, 1, 8, 8)

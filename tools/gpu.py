@@ -83,7 +83,8 @@ def slider(options, device, quick, row):
     import torch
     from throughput import seconds_each
 
-    from consistency_models import from_pretrained, image_grid, to_png, trajectory
+    from consistency_models import from_pretrained, trajectory
+    from consistency_models.pictures import image_grid, to_png
     for name in ("digits", "mnist"):
         net = from_pretrained(name, device)
         y = torch.empty(16, *net.notes["shape"], device=device)
