@@ -40,7 +40,6 @@ export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
-	$(BIN)/python tools/stubs.py
 
 benchmarks: .venv/done ## import time and overhead, as ratios; then speed options, sampling and widgets
 	$(BIN)/python benchmarks/import_time.py

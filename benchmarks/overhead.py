@@ -52,7 +52,9 @@ def network(name, device):
         for size in (2**i for i in count()):
             x = torch.randn(size, 3, 32, 32, device=device).clamp(-1, 1)
             with torch.no_grad():
-                if min(milliseconds(lambda: net(x, x.new_ones(len(x))), device) for _ in range(10)) >= FORWARD_MS: return net, x
+                if min(milliseconds(lambda: net(x, x.new_ones(len(x))), device)
+                        for _ in range(10)) >= FORWARD_MS:
+                    return net, x
     if name == "points": return MLP(), two_moons(256)
     return UNet(channels=(32, 64)), torch.randn(64, 1, 8, 8).clamp(-1, 1)
 
@@ -92,7 +94,8 @@ def alternatives(kind, net, x):
         if not states:
             average = average_of(net)
             optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
-            states.append((optimizer, list(average.parameters()), [p.detach() for p in net.parameters()]))
+            states.append((optimizer, list(average.parameters()),
+                [p.detach() for p in net.parameters()]))
         optimizer, averages, weights = states[0]
         optimizer.zero_grad()
         passes(net, x, sigma)
@@ -100,7 +103,8 @@ def alternatives(kind, net, x):
         torch._foreach_lerp_(averages, weights, 0.001)
 
     def package():
-        if not states: states.append(Trainer(net, TensorDataset(x.cpu()), 10**6, batch_size=len(x)).train())
+        if not states:
+            states.append(Trainer(net, TensorDataset(x.cpu()), 10**6, batch_size=len(x)).train())
         next(states[0])
 
     return bare, package
@@ -137,7 +141,8 @@ def on_cpu(kind, name, seconds, rounds=ROUNDS):
         for who in (0, 1) if turn % 2 else (1, 0):
             command = [sys.executable, __file__, "--work", kind, name, str(who), str(seconds)]
             environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, check=True,
+                env=environment)
             found[who].append(json.loads(done.stdout.splitlines()[-1]))
     return [min(f) for f in found]
 
@@ -146,24 +151,28 @@ def on_gpu(kind, device, seconds):
     """The batch, and the milliseconds of the fastest step of the bare code and of the package's, which take turns"""
     net, x = network("images", device)
     runs = alternatives(kind, net, x)
-    if kind == "training loop": runs = alternatives(kind, net, x)[0], alternatives(kind, *network("images", device))[1]
+    if kind == "training loop":
+        runs = alternatives(kind, net, x)[0], alternatives(kind, *network("images", device))[1]
     times, end = ([], []), time.perf_counter() + 2 * seconds
     while len(times[0]) < 10 or time.perf_counter() < end:
-        for i in (0, 1) if len(times[0]) % 2 else (1, 0): times[i].append(milliseconds(runs[i], device))
+        for i in (0, 1) if len(times[0]) % 2 else (1, 0):
+            times[i].append(milliseconds(runs[i], device))
     return len(x), [min(t) for t in times]
 
 
 def measure(device, seconds, rounds=ROUNDS):
     """Milliseconds of the bare code and of the package's, by the name of the comparison"""
     if device.type == "cpu":
-        return {f"{kind}, {name}": [ms for ms, *_ in on_cpu(kind, name, seconds, rounds)] for kind in KINDS for name in LIMITS}
+        return {f"{kind}, {name}": [ms for ms, *_ in on_cpu(kind, name, seconds, rounds)]
+            for kind in KINDS for name in LIMITS}
     found = {kind: on_gpu(kind, device, seconds) for kind in KINDS}
     return {f"{kind}, batch of {size}": times for kind, (size, times) in found.items()}
 
 
 def main():
     """Print the table; 1 if a ratio exceeds its limit, else 0"""
-    if hasattr(os, "getloadavg"): print(f"load at the start {os.getloadavg()[0]:.1f}, on {os.cpu_count()} cores")
+    if hasattr(os, "getloadavg"):
+        print(f"load at the start {os.getloadavg()[0]:.1f}, on {os.cpu_count()} cores")
     print(f"{'milliseconds a step':26} {'bare':>9} {'package':>9} {'ratio':>7}   pages a step, peak memory in MB")
     bad = 0
     for kind in KINDS:
@@ -174,15 +183,18 @@ def main():
             bad += kind == "iCT step" and package / bare > limit
     if torch.cuda.is_available():
         for case, (bare, package) in measure(torch.device("cuda"), SECONDS["cuda"]).items():
-            print(f"{'GPU, ' + case:26} {bare:9.2f} {package:9.2f} {package / bare:7.3f}", flush=True)
+            print(f"{'GPU, ' + case:26} {bare:9.2f} {package:9.2f} {package / bare:7.3f}",
+                flush=True)
             bad += "iCT step" in case and package / bare > LIMITS["images"]
     print(f"the aim for one iCT step: at most {LIMITS['points']} on points, {LIMITS['images']} on images")
     return int(bad > 0)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs=4, metavar=("KIND", "NAME", "WHO", "SECONDS"), help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs=4, metavar=("KIND", "NAME", "WHO", "SECONDS"),
+        help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.work: sys.exit(main())
     kind, name, who, seconds = options.work

@@ -22,7 +22,7 @@ from torch import Tensor
 # %% ../nbs/32_checkpoints.ipynb #c0c0a008
 def write_whole(
     path:str|Path, # where to; its folder is made if it does not exist
-    content:bytes, # what to write
+    content:bytes|memoryview, # what to write
 ):
     "Write a file whole or not at all"
     path = Path(path).expanduser()
@@ -96,7 +96,7 @@ def check_folder(
     except OSError as e:
         raise ValueError(f"out must be a folder that can be written to, not {folder}: {e}") from e
 
-_LOCKS = set()
+_LOCKS: set = set()
 
 def _leave_locks():
     "A forked process holds none of its parent's locks"
@@ -130,10 +130,10 @@ def only_writer(
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a018
 def checkpoints_in(
-    folder:Path|None, # of a run; none has none
+    folder:str|Path|None, # of a run; none has none
 ) -> list[Path]: # named by their step
     "The checkpoints of a run, oldest first"
     if not folder: return []
-    return sorted((p for p in (folder / "checkpoints").glob("?????????.*")
+    return sorted((p for p in Path(folder, "checkpoints").glob("?????????.*")
                    if p.stem.isdecimal() and p.suffix in (".pt", ".safetensors")),
                   key=lambda p: p.stem)

@@ -100,7 +100,7 @@ def _read_upload(
                          "pictures of up to 10 MB are read")
     return read_image(content, *shape)[None]
 
-# %% ../nbs/43_editor.ipynb #cacbfb67
+# %% ../nbs/43_editor.ipynb #92274126
 _FIRST = {"stroke to image": 1., "denoise": 1.}     # 80 for the other tasks
 _MASKS = ("top", "bottom", "left", "right", "center", "random", "letters")
 
@@ -108,6 +108,8 @@ class EditingExplorer(Live):
     "Paint, choose a task, see the results"
     def __init__(self, net, task:str):
         self.net, self.shape = net, tuple(net.notes["shape"])
+        if task == "colorize" and self.shape[0] != 3:
+            raise ValueError("colorize needs a model of color pictures, such as shapes")
         self.images, self.labels = _examples(net)
         self.number, self.own = 0, None
         height, width = self.shape[1:]
@@ -190,7 +192,7 @@ class EditingExplorer(Live):
         vars(self).pop("net", None)
         super().close()
 
-# %% ../nbs/43_editor.ipynb #257d8412
+# %% ../nbs/43_editor.ipynb #12c7618b
 def editing_explorer(
     model="digits", # a name or folder for `from_pretrained`, or such a network
     task:str="inpaint", # to begin with, one of `TASKS`
@@ -198,7 +200,4 @@ def editing_explorer(
 ) -> EditingExplorer: # show it by writing it as the last line of a cell
     "Paint a mask or a picture, and see the edits"
     if task not in TASKS: raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    net = load_image_model(model, device)
-    if task == "colorize" and net.notes["shape"][0] != 3:
-        raise ValueError("colorize needs a model of color pictures, such as shapes")
-    return EditingExplorer(net, task)
+    return EditingExplorer(load_image_model(model, device), task)

@@ -97,7 +97,7 @@ class Live(ipywidgets.VBox):
         vars(self).pop("draw", None)
         super().close()
 
-# %% ../nbs/40_live.ipynb #5826331a
+# %% ../nbs/40_live.ipynb #005771dc
 #| code-fold: true
 @cache
 def _font(size:int):
@@ -114,7 +114,7 @@ def labeled_grid(
 ) -> bytes: # a PNG
     "Images in a grid with words that are legible where the picture is shown 400 pixels wide"
     font = _font(width // 36)
-    gap, left, above = (width // n // 4 * 4 for n in (150, 6, 24))   # fours: films have half the size
+    gap, left, above = (width // n // 4 * 4 for n in (150, 6, 24))     # fours: films are halved
     if not rows: left = 0
     if not titles: above = 0
     across = (width - left) // columns // 4 * 4

@@ -263,8 +263,8 @@ def inception_features(
         from torchmetrics.image.fid import NoTrainInceptionV3
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).to(device)
     except ImportError as e:
-        raise ImportError("Inception's features need two more packages: "
-                          "pip install torchmetrics torch-fidelity") from e
+        raise ImportError("Inception's features need more packages: "
+                          "pip install 'consistency_models[inception]'") from e
     except OSError as e:
         raise RuntimeError("the weights of Inception cannot be downloaded; "
                            "use the features of another network") from e

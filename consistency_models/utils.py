@@ -12,7 +12,6 @@ import os
 import sys
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -114,28 +113,6 @@ def keep_memory():
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3                       # from malloc.h
 _OWN_MALLOC = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-
-# %% ../nbs/90_utils.ipynb #7bca34ce
-def write_whole(
-    path, # where to; its folder is made if it does not exist
-    content:bytes, # what to write
-):
-    "Write a file whole or not at all"
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-    if os.name != "nt": _sync_folder(path.parent)
-
-def _sync_folder(path):
-    "Force the new name itself to the disk"
-    folder = os.open(path, os.O_RDONLY)
-    try: os.fsync(folder)
-    finally: os.close(folder)
 
 # %% ../nbs/90_utils.ipynb #dbe0804b
 def _saved_buffers(model:nn.Module) -> dict:

@@ -195,10 +195,10 @@ def test_dragging_with_the_mouse(visit):
 
 # Painting
 
-def share(png, colour):
-    """How much of the first image, the one that was given, has a colour."""
+def share(png, color):
+    """How much of the first image, the one that was given, has a color."""
     pixels = shown(png).crop((0, 37, 288, 325)).resize((96, 96), Image.Resampling.NEAREST).tobytes()
-    return sum(max(abs(a - b) for a, b in zip(pixels[i:i + 3], colour)) < 3 for i in range(0, len(pixels), 3)) / 96**2
+    return sum(max(abs(a - b) for a, b in zip(pixels[i:i + 3], color)) < 3 for i in range(0, len(pixels), 3)) / 96**2
 
 
 def hidden(png): return share(png, (128, 128, 128))
@@ -298,7 +298,7 @@ def test_uploads_and_their_errors(visit, tmp_path):
     assert picture(page) == own
 
 
-def test_painting_in_colour(visit):
+def test_painting_in_color(visit):
     page = visit("strokes")
     start = picture(page)
     page.locator("input[type=color]").fill("#ff0000")

@@ -105,11 +105,11 @@ def test_one_picture_is_a_folder_to_train_on(tmp_path):
 def test_an_interrupted_run_goes_on(tmp_path):
     run, out = ["train", "--steps", "100", "--batch-size", "8", "--checkpoint-every", "2", "--out", str(tmp_path)], tmp_path / "checkpoints"
     process = subprocess.Popen([*COMMAND, *run], stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(out.glob("*.safetensors")): time.sleep(0.01)
+    while process.poll() is None and not list(out.glob("*.pt")): time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors.strip().endswith("stopped; go on with --resume") and "Traceback" not in errors
-    reached = int(max(p.stem for p in out.glob("*.safetensors")))
+    reached = int(max(p.stem for p in out.glob("*.pt")))
     assert 2 <= reached < 100 and not (tmp_path / "model.safetensors").exists()
     assert main([*run, "--resume"]) == 0 and (tmp_path / "model.safetensors").exists()
 

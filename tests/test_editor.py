@@ -78,6 +78,14 @@ def test_the_editor_draws_each_task():
     assert live.controls["task"].options == tuple(TASKS) and len(seen) == 6
 
 
+def test_every_slider_of_the_editor_changes_the_results():
+    live, seen = editing_explorer(digits), []
+    for name, value in (("label", 3), ("first", 5.), ("rounds", 2), ("seed", 1), ("n", 2)):
+        live.controls[name].value = value
+        seen.append(picture(live))
+    assert len(set(seen)) == len(seen)
+
+
 def test_painting_a_mask_redraws():
     live = editing_explorer(digits)
     before = picture(live)
@@ -94,6 +102,13 @@ def test_next_picture_takes_its_class_along_and_keeps_the_mask():
     assert torch.equal(live.surface.layers()[0], preset_mask("left", 8, 8)) and picture(live)
     live.show_image(len(live.images))
     assert live.number == 0
+
+
+def test_a_painting_goes_with_its_picture():
+    live = editing_explorer(shapes, "stroke to image")
+    live.surface.set_mask(preset_mask("left", 32, 32))
+    live.show_image(1)
+    assert live.surface.strokes == "" and picture(live)
 
 
 def test_another_task_begins_with_a_level_that_suits_it():
@@ -113,7 +128,7 @@ def upload(live, content):
     """Choose a file, as the page does it in ipywidgets 7 or 8; the size is what a page claims."""
     about = {"name": "a.png", "type": "image/png", "size": 1}
     if ipywidgets.__version__ > "8":
-        live.upload.value = ({**about, "last_modified": datetime.now(), "content": memoryview(content)},)
+        live.upload.value = ({**about, "last_modified": datetime(2024, 1, 1), "content": memoryview(content)},)
     else:
         live.upload.set_state({"metadata": [about], "data": [memoryview(content)], "_counter": live.upload._counter + 1})
 

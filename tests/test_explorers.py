@@ -49,12 +49,14 @@ def test_every_control_of_the_sampling_explorer_works():
     assert len(set(seen)) == len(seen)
 
 
-def test_only_the_sliders_of_steps_that_are_made_are_seen():
+def test_only_the_levels_of_steps_that_are_made_are_seen_and_used():
     live = e.sampling_explorer(digits)
     shown = lambda: [live.controls[f"sigma{i}"].layout.display for i in (2, 3, 4)]
     assert shown() == [None, "none", "none"]
     live.controls["steps"].value = 3
     assert shown() == [None, None, "none"]
+    live.controls["steps"].value = 1
+    assert shown() == ["none"] * 3 and picture(live) == e.sampling_picture(digits, 8, 2, [80.])
 
 
 def test_a_network_of_ones_own_needs_notes_alone():

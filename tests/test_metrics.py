@@ -359,10 +359,10 @@ def test_consistency_error_of_what_is_not_finite_and_of_nothing():
 
 def test_inception_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(ImportError, match="pip install torchmetrics torch-fidelity"): inception_features()
+    with pytest.raises(ImportError, match=r"pip install .consistency_models\[inception\]"): inception_features()
 
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="it is installed; its weights would be downloaded")
 def test_inception_says_that_its_weights_need_another_package():
     pytest.importorskip("torchmetrics")
-    with pytest.raises(ImportError, match="pip install torchmetrics torch-fidelity"): inception_features()
+    with pytest.raises(ImportError, match=r"pip install .consistency_models\[inception\]"): inception_features()

@@ -206,7 +206,7 @@ def test_links_to_colab_open_notebooks_that_exist_and_badges_their_own():
 
 def test_requirements_have_floors_and_no_ceilings():
     """nbdev, which is pinned, and its companions are for development alone"""
-    found = requirements()
+    found = requirements() + requirements("inception_requirements")
     assert len(found) > 10 and [r for r in found if not re.fullmatch(r"[\w-]+>=[\d.]+", r)] == []
     assert not any(re.match("nbdev|execnb|ghapi", r) for r in found)
     assert any(r.startswith("nbdev==") for r in requirements("dev_requirements"))
@@ -215,8 +215,8 @@ def test_requirements_have_floors_and_no_ceilings():
 def test_what_is_imported_is_required():
     """All but the standard library, what a reader installs for one purpose, and what Colab has"""
     required = {r.split(">=")[0] for r in requirements()}
-    names = {"PIL": "pillow", "sklearn": "scikit-learn"}
-    optional = {"diffusers", "torch_fidelity", "IPython", "google", "traitlets", "consistency_models"}  # traitlets come with ipywidgets
+    names = {"PIL": "pillow"}
+    optional = {"diffusers", "torchmetrics", "IPython", "google", "consistency_models", "traitlets"}  # these come with ipywidgets
     imported = set()
     for node in (n for module in MODULES for n in ast.walk(parsed(module))):
         if isinstance(node, ast.Import): imported |= {a.name for a in node.names}

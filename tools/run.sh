@@ -15,7 +15,6 @@ fingerprint > "$before"
 nbdev_export
 nbdev_clean
 python tools/readme.py
-python tools/stubs.py
 fingerprint > "$after"
 diff "$before" "$after" || { echo "run 'make export' and commit the result"; exit 1; }
 
