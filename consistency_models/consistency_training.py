@@ -92,6 +92,11 @@ class Objective:
     distance: Callable # of two batches: one number, or one for each value, for each sample
     kept: nn.ModuleDict # what the method keeps besides the network, since `attach`
 
+    def __getattr__(self, name:str):
+        "Only for names that are missing"
+        hint = "; call attach(net) first" if name == "kept" else ""
+        raise AttributeError(f"{type(self).__name__} has no {name}{hint}")
+
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
         "Draw the noise levels of step `k` of `K` for the batch `x`"
         raise NotImplementedError(f"{type(self).__name__} must define levels(k, K, x, generator)")
@@ -106,6 +111,7 @@ class Objective:
 
     def attach(self, net:nn.Module):
         "Take what the method keeps of a network that is about to be trained"
+        check_sigma_data(net, self.sigma_data)
         self.kept = nn.ModuleDict()
 
     def step(self,
@@ -124,7 +130,6 @@ class Objective:
         check_samples(x)
         if not 0 <= k <= K:
             raise ValueError(f"the training step must lie between 0 and the total, got {k} of {K}")
-        check_sigma_data(model, self.sigma_data)
         levels = self.levels(k, K, x, generator)
         f, g = (consistency_function_of(m, self.sigma_data, self.sigma_min, kwargs) for m in (model, target))
         predicted, wanted = consistency_pair(f, g, x, randn_like(x, generator), levels, self.to_lower)
@@ -204,7 +209,8 @@ class ConsistencyTraining(Objective):
 
     def attach(self, net:nn.Module):
         "The teacher begins as a copy of the network"
-        self.kept = nn.ModuleDict({"teacher": average_of(net)})
+        super().attach(net)
+        self.kept["teacher"] = average_of(net)
 
     def target(self, model:Callable) -> Callable:
         "The teacher"
@@ -225,4 +231,5 @@ class ConsistencyTraining(Objective):
         **kwargs, # keyword arguments for both networks
     ) -> ConsistencyTrainingOutput:
         "One step: `predicted` and `target`, to be compared by a loss of your choice"
+        check_sigma_data(student_model, self.sigma_data)
         return self._pair(student_model, teacher_model, x, current_training_step, total_training_steps, generator, kwargs)

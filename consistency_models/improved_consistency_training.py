@@ -17,6 +17,7 @@ from .checks import check_number
 from .consistency_training import (
     ConsistencyTrainingOutput, Levels, Objective, check_settings, karras_grid)
 from .losses import improved_loss_weighting, pseudo_huber_loss
+from .parameterization import check_sigma_data
 from .schedules import draw_steps, improved_timesteps_schedule, lognormal_probabilities
 from .utils import at_least_float32, pad_dims_like
 
@@ -64,4 +65,5 @@ class ImprovedConsistencyTraining(Objective):
         **kwargs, # keyword arguments for the network
     ) -> ConsistencyTrainingOutput:
         "One step: `predicted`, `target` and `loss_weights`, for `(pseudo_huber_loss(predicted, target) * loss_weights).mean()`"
+        check_sigma_data(model, self.sigma_data)
         return self._pair(model, model, x, current_training_step, total_training_steps, generator, kwargs)
