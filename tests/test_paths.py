@@ -166,10 +166,9 @@ def test_samples_may_be_images_or_plain_numbers():
 
 # Refuses
 
-def test_whole_numbers_are_no_samples(points):
-    with pytest.raises(TypeError, match="^x must be a floating point tensor"):
-        ideal_denoiser(torch.zeros(2, 2, dtype=torch.long), 1., points)
-
-
-def test_samples_of_another_size_than_the_data_are_refused(points):
-    with pytest.raises(RuntimeError, match="column"): ideal_denoiser(gaussian(3, 4), 1., points)
+def test_samples_that_do_not_fit_the_data_are_refused(points):
+    for exact in (ideal_denoiser, exact_consistency_function):
+        with pytest.raises(TypeError, match="^x must be a floating point tensor"):
+            exact(torch.zeros(2, 2, dtype=torch.long), 1., points)
+        with pytest.raises(ValueError, match=r"one shape, got \(4,\) and \(2,\)"):
+            exact(gaussian(3, 4), 1., points)
