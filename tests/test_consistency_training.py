@@ -145,7 +145,8 @@ def test_the_way_down_may_be_a_step_of_a_solver():
     predicted, target = consistency_pair(g, g, x, z, levels, euler)
     noisy = add_noise(x, z, levels.upper)
     assert torch.equal(predicted, g(noisy, levels.upper))
-    assert torch.equal(target, g(euler(x, z, noisy, levels), levels.lower)) and graphs == [False, True]
+    assert torch.equal(target, g(euler(x, z, noisy, levels), levels.lower))
+    assert graphs == [False, True]
 
 
 def test_consistency_training_is_algorithm_3():
@@ -184,7 +185,8 @@ def test_consistency_training_is_algorithm_3():
         optimizer.step()
         mu = math.exp(s0 * math.log(mu0) / N)
         with torch.no_grad():
-            for p, q in zip(teacher.parameters(), student.parameters(), strict=True): p.lerp_(q, 1 - mu)
+            for p, q in zip(teacher.parameters(), student.parameters(), strict=True):
+                p.lerp_(q, 1 - mu)
         counts.add(N)
 
     assert len(counts) >= 6
@@ -240,15 +242,15 @@ def test_a_method_of_ten_lines_learns():
 # Keeps its promises
 
 @devices
-@pytest.mark.parametrize("build, shape", RANDOM_NETWORKS.values(), ids=RANDOM_NETWORKS)
-def test_the_loss_is_zero_at_equal_levels_whatever_the_network_draws(build, shape, device):
+def test_the_loss_is_zero_at_equal_levels_whatever_the_network_draws(device):
     """The same noise and the same masks leave nothing to differ; two calls of the network alone do differ."""
-    net, x = shake(build()).to(device), gaussian(*shape).to(device)
-    levels = torch.logspace(-2, 1.9, len(x), device=device)
-    g = consistency_function(net)
-    answers = consistency_pair(g, g, x, gaussian(*shape, seed=1).to(device), Levels(levels, levels))
-    assert torch.equal(*answers) and pseudo_huber_loss(*answers).abs().max() == 0
-    assert not torch.equal(net(x, levels), net(x, levels))
+    for build, shape in RANDOM_NETWORKS.values():
+        net, x, z = shake(build()).to(device), gaussian(*shape).to(device), gaussian(*shape, seed=1).to(device)
+        levels = torch.logspace(-2, 1.9, len(x), device=device)
+        g = consistency_function(net)
+        answers = consistency_pair(g, g, x, z, Levels(levels, levels))
+        assert torch.equal(*answers) and pseudo_huber_loss(*answers).abs().max() == 0
+        assert not torch.equal(net(x, levels), net(x, levels))
 
 
 @devices
@@ -279,7 +281,8 @@ def test_draws_come_from_the_generator_alone_else_from_the_global_one():
     x = gaussian(32, 3)
     first, again, other = (step(plain, x, generator=seeded(s)) for s in (3, 3, 4))
     assert torch.equal(first.predicted, again.predicted) and torch.equal(first.upper, again.upper)
-    assert not torch.equal(first.predicted, other.predicted) and not torch.equal(first.upper, other.upper)
+    assert not torch.equal(first.predicted, other.predicted)
+    assert not torch.equal(first.upper, other.upper)
     torch.manual_seed(3)
     assert torch.equal(step(plain, x).predicted, first.predicted)
     assert not torch.equal(step(plain, x).predicted, first.predicted)
@@ -336,9 +339,11 @@ def test_levels_are_neighbors_on_the_schedule_of_this_step():
                 out = step(plain, x, k, settings={"initial_timesteps": 3, "final_timesteps": 24, **settings})
                 N = timesteps_schedule(k, 10, 3, 24)
                 assert torch.equal(out.sigmas, karras_schedule(N, **settings, dtype=dtype))
-                assert out.num_timesteps == N and out.loss_weights is None and out.levels.weight is None
+                assert out.num_timesteps == N and out.loss_weights is None
+                assert out.levels.weight is None
                 n = torch.searchsorted(out.sigmas, out.levels.lower)
-                assert torch.equal(out.sigmas[n], out.levels.lower) and torch.equal(out.sigmas[n + 1], out.upper)
+                assert torch.equal(out.sigmas[n], out.levels.lower)
+                assert torch.equal(out.sigmas[n + 1], out.upper)
                 assert out.upper.shape == (64,) and out.levels.grid is out.sigmas
 
 
@@ -377,7 +382,8 @@ def test_the_teacher_is_kept_averaged_saved_and_loaded():
     assert training.parameters() == []
     other.load_state_dict(copy.deepcopy(training.state_dict()))
     targets = [method.step(net, x, 0, 10, seeded()).target for method in (training, other)]
-    assert torch.equal(*targets) and torch.equal(targets[0], step(net, x, 0, teacher=teacher, generator=seeded()).target)
+    assert torch.equal(*targets)
+    assert torch.equal(targets[0], step(net, x, 0, teacher=teacher, generator=seeded()).target)
 
 
 def test_the_teacher_of_a_network_in_half_precision_is_averaged_in_float32():
@@ -405,7 +411,8 @@ def test_a_method_needs_only_levels():
     assert torch.equal(out.loss_weights, 1 / (out.upper - out.levels.lower)[:, None])
     assert more.parameters() == list(more.kept["weight"].parameters())
     loaded.load_state_dict(more.state_dict())
-    assert len(more.state_dict()) == 4 and torch.equal(loaded.kept["weight"].weight, more.kept["weight"].weight)
+    assert len(more.state_dict()) == 4
+    assert torch.equal(loaded.kept["weight"].weight, more.kept["weight"].weight)
 
 
 def test_the_loss_is_the_distance_of_each_sample_by_its_weight():
@@ -469,8 +476,10 @@ def test_what_is_no_batch_of_samples_is_refused():
 
 def test_a_step_outside_the_run_is_refused():
     for k, K in ((11, 10), (-1, 10), (1, 0)):
-        with pytest.raises(ValueError, match=f"between 0 and the total, got {k} of {K}"): step(plain, gaussian(4, 3), k, K)
-    with pytest.raises(ValueError, match="total_training_steps must be at least 1"): step(plain, gaussian(4, 3), 0, 0)
+        with pytest.raises(ValueError, match=f"between 0 and the total, got {k} of {K}"):
+            step(plain, gaussian(4, 3), k, K)
+    with pytest.raises(ValueError, match="total_training_steps must be at least 1"):
+        step(plain, gaussian(4, 3), 0, 0)
 
 
 @pytest.mark.parametrize("method", [ConsistencyTraining, ImprovedConsistencyTraining])
@@ -488,7 +497,8 @@ def test_settings_that_no_step_can_use_are_refused_when_they_are_given(method):
 
 def test_a_decay_that_makes_no_average_is_refused_when_it_is_given():
     for bad in (0., 1.1, float("nan")):
-        with pytest.raises(ValueError, match="^initial_ema_decay_rate"): ConsistencyTraining(initial_ema_decay_rate=bad)
+        with pytest.raises(ValueError, match="^initial_ema_decay_rate"):
+            ConsistencyTraining(initial_ema_decay_rate=bad)
 
 
 def test_networks_that_do_not_fit_are_refused():
@@ -508,7 +518,8 @@ def test_noise_must_have_the_shape_of_the_samples():
 
 
 def test_what_is_no_generator_is_refused():
-    with pytest.raises(TypeError, match="^generator must be"): step(plain, gaussian(4, 3), generator=3)
+    with pytest.raises(TypeError, match="^generator must be"):
+        step(plain, gaussian(4, 3), generator=3)
 
 
 def test_a_method_that_is_not_whole_says_what_is_missing():
@@ -517,5 +528,6 @@ def test_a_method_that_is_not_whole_says_what_is_missing():
     with pytest.raises(AttributeError, match=r"no kept; call attach\(net\) first"):
         ConsistencyTraining().step(AnyRank(), gaussian(4, 3), 0, 1)
     summed, x = ConsistencyTraining(distance=lambda a, b: (a - b).square().mean()), gaussian(4, 3)
-    with pytest.raises(ValueError, match=r"one value for each sample, got shape \(\)"): summed.loss(step(plain, x))
+    with pytest.raises(ValueError, match=r"one value for each sample, got shape \(\)"):
+        summed.loss(step(plain, x))
     assert isinstance(consistency_function(plain), ConsistencyFunction)

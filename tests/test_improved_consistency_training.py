@@ -90,7 +90,8 @@ def test_a_training_run_is_that_of_the_paper():
         optimizer.step()
         counts.append(N)
 
-    assert counts == [4, 4, 7, 7, 13, 13, 25, 25, 25] and not torch.equal(own.out.bias, AnyRank().out.bias)
+    assert counts == [4, 4, 7, 7, 13, 13, 25, 25, 25]
+    assert not torch.equal(own.out.bias, AnyRank().out.bias)
     assert all(map(torch.equal, net.parameters(), own.parameters()))
     assert all(p.isfinite().all() for p in net.parameters())
 
@@ -117,7 +118,8 @@ def test_the_defaults_are_those_of_the_paper():
     training = ImprovedConsistencyTraining()
     found = (training.sigma_min, training.sigma_max, training.rho, training.sigma_data, training.initial_timesteps,
              training.final_timesteps, training.lognormal_mean, training.lognormal_std)
-    assert found == (0.002, 80., 7., 0.5, 10, 1280, -1.1, 2.) and training.distance is pseudo_huber_loss
+    assert found == (0.002, 80., 7., 0.5, 10, 1280, -1.1, 2.)
+    assert training.distance is pseudo_huber_loss
 
 
 @pytest.mark.slow
@@ -152,7 +154,8 @@ def test_levels_and_weights_are_those_of_this_step():
                 N = improved_timesteps_schedule(k, 10, 3, 24)
                 assert torch.equal(out.sigmas, karras_schedule(N, **settings, dtype=dtype))
                 n = torch.searchsorted(out.sigmas, out.levels.lower)
-                assert torch.equal(out.sigmas[n], out.levels.lower) and torch.equal(out.sigmas[n + 1], out.upper)
+                assert torch.equal(out.sigmas[n], out.levels.lower)
+                assert torch.equal(out.sigmas[n + 1], out.upper)
                 assert torch.allclose(out.levels.weight, 1 / out.sigmas.double().diff()[n].to(dtype))
                 assert out.num_timesteps == N and out.levels.weight.dtype == dtype
                 assert torch.equal(out.loss_weights, out.levels.weight[:, None, None])
@@ -178,7 +181,8 @@ def test_the_loss_is_that_of_the_published_loop():
 def test_the_target_is_the_model_itself_and_nothing_is_kept():
     net, training = shake(AnyRank(dropout=0.5)), ImprovedConsistencyTraining()
     training.attach(net)
-    assert training.target(net) is net and training.state_dict() == {} and training.parameters() == []
+    assert training.target(net) is net and training.state_dict() == {}
+    assert training.parameters() == []
     torch.manual_seed(1)
     out = training.step(net, gaussian(8, 3), 0, 10, seeded())
     torch.manual_seed(1)
@@ -258,7 +262,8 @@ def test_one_step_checks_at_the_door_alone(monkeypatch):
 def test_settings_of_the_lognormal_that_no_step_can_use_are_refused_when_they_are_given():
     for settings, name in (({"lognormal_std": 0.}, "lognormal_std"), ({"lognormal_std": -2.}, "lognormal_std"),
                            ({"lognormal_mean": float("nan")}, "lognormal_mean")):
-        with pytest.raises(ValueError, match=f"^{name} must be"): ImprovedConsistencyTraining(**settings)
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            ImprovedConsistencyTraining(**settings)
     with pytest.raises(ValueError, match="mean 8.0 and std 0.1 has no mass between the levels"):
         ImprovedConsistencyTraining(lognormal_mean=8., lognormal_std=0.1)
 

@@ -71,7 +71,8 @@ def test_pseudo_huber_gradient_points_along_the_error():
 def test_small_errors_are_squared_and_large_ones_count_as_their_norm():
     zero = torch.zeros(1, 4, dtype=torch.float64)
     small, large = (pseudo_huber_loss(zero + e, zero, 0.5).item() for e in (1e-4, 1e4))
-    assert small == pytest.approx(4e-8 / (2 * 0.5), rel=1e-5) and large == pytest.approx(2e4 - 0.5, rel=1e-6)
+    assert small == pytest.approx(4e-8 / (2 * 0.5), rel=1e-5)
+    assert large == pytest.approx(2e4 - 0.5, rel=1e-6)
 
 
 def test_weights_are_one_over_the_length_of_each_step():
@@ -191,13 +192,16 @@ def test_a_failed_download_says_what_to_do_and_is_tried_again(monkeypatch, no_ca
 
 def test_shapes_that_differ_are_refused():
     for a, b in (((4, 3), (4, 2)), ((4, 3), (3,)), ((4, 3), (4, 1)), ((4,), (4, 1)), ((), ()), ((3, 0), (3, 0))):
-        with pytest.raises(ValueError, match="same shape"): pseudo_huber_loss(torch.zeros(a), torch.zeros(b))
+        with pytest.raises(ValueError, match="same shape"):
+            pseudo_huber_loss(torch.zeros(a), torch.zeros(b))
 
 
 def test_what_is_no_floating_tensor_is_refused_by_name():
     for bad in (None, 1., [1., 2.], torch.ones(2, 3, dtype=torch.long)):
-        with pytest.raises(TypeError, match="^input must be"): pseudo_huber_loss(bad, torch.ones(2, 3))
-        with pytest.raises(TypeError, match="^target must be"): pseudo_huber_loss(torch.ones(2, 3), bad)
+        with pytest.raises(TypeError, match="^input must be"):
+            pseudo_huber_loss(bad, torch.ones(2, 3))
+        with pytest.raises(TypeError, match="^target must be"):
+            pseudo_huber_loss(torch.ones(2, 3), bad)
 
 
 def test_a_bend_that_is_no_positive_number_is_refused():
@@ -207,11 +211,14 @@ def test_a_bend_that_is_no_positive_number_is_refused():
 
 def test_weights_of_levels_that_do_not_ascend_are_refused():
     for bad in ([80., 1.], [1.], [1., 1.], [0., 1.]):
-        with pytest.raises(ValueError, match="^sigmas must be"): improved_loss_weighting(torch.tensor(bad))
+        with pytest.raises(ValueError, match="^sigmas must be"):
+            improved_loss_weighting(torch.tensor(bad))
 
 
 def test_lpips_refuses_what_are_no_images(network):
     for shape in ((2, 2, 8, 8), (3, 8, 8), (2, 3), (2, 3, 4, 8, 8)):
-        with pytest.raises(ValueError, match="^LPIPS"): lpips_loss(torch.zeros(shape), torch.zeros(shape), network)
+        with pytest.raises(ValueError, match="^LPIPS"):
+            lpips_loss(torch.zeros(shape), torch.zeros(shape), network)
     with pytest.raises(ValueError, match="same shape"): lpips_loss(images(3), images(1), network)
-    with pytest.raises(ValueError, match="'vgg', 'alex' or 'squeeze', got 'nonsense'"): lpips_network("nonsense")
+    with pytest.raises(ValueError, match="'vgg', 'alex' or 'squeeze', got 'nonsense'"):
+        lpips_network("nonsense")

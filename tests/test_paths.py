@@ -119,12 +119,12 @@ def test_exact_function_ends_on_data_points_and_is_constant_along_its_path(point
 
 # Keeps its promises
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_type_is_kept_and_answers_stay_finite_far_from_the_data(dtype):
-    data, x = gaussian(40, 2), (100 * gaussian(30, 2, seed=1)).to(dtype)
-    for answer in (ideal_denoiser(x, 0.002, data), exact_consistency_function(x, 80., data)):
-        assert answer.dtype == dtype and answer.isfinite().all()
-    assert ideal_denoiser(x, 0.002, data).abs().max() <= data.abs().max() * 1.01
+def test_type_is_kept_and_answers_stay_finite_far_from_the_data():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        data, x = gaussian(40, 2), (100 * gaussian(30, 2, seed=1)).to(dtype)
+        near, end = ideal_denoiser(x, 0.002, data), exact_consistency_function(x, 80., data)
+        assert near.dtype == end.dtype == dtype and near.isfinite().all() and end.isfinite().all()
+        assert near.abs().max() <= data.abs().max() * 1.01
 
 
 def test_exact_function_at_the_end_of_the_path_is_the_identity(points):
@@ -161,7 +161,8 @@ def test_samples_may_be_images_or_plain_numbers():
     data, x = gaussian(30), 3 * gaussian(5, seed=1)
     for exact in (ideal_denoiser, exact_consistency_function, partial(exact_consistency_function, path=True)):
         answer = exact(x, sigma, data)
-        assert answer.shape[-1:] == x.shape and torch.equal(answer, exact(x[:, None], sigma, data[:, None])[..., 0])
+        assert answer.shape[-1:] == x.shape
+        assert torch.equal(answer, exact(x[:, None], sigma, data[:, None])[..., 0])
 
 
 # Refuses

@@ -83,7 +83,8 @@ def test_averages_in_half_precision_arrive():
     for step in range(4000):
         update_ema_model_(average, online, 0.9975)
         if step == 400: average = copy.deepcopy(average)
-        if step == 800: average.load_state_dict({k: v.clone() for k, v in average.state_dict().items()})
+        if step == 800:
+            average.load_state_dict({k: v.clone() for k, v in average.state_dict().items()})
     assert average.weight.dtype == torch.bfloat16 and set(average.state_dict()) == {"weight"}
     assert torch.allclose(average.weight.float(), torch.tensor(1.2), atol=0.005)
 
@@ -102,7 +103,8 @@ def test_axes_are_added_on_the_right():
     x = torch.arange(6.).reshape(2, 3)
     assert torch.equal(pad_dims_like(x, torch.zeros(2, 3, 4, 5)), x[:, :, None, None])
     assert torch.equal(pad_dims_like(x[0], torch.zeros(3, 3)), x[0][:, None])
-    assert pad_dims_like(torch.tensor(1.), torch.zeros(2, 2)).shape == (1, 1) and pad_dims_like(x, x).shape == (2, 3)
+    assert pad_dims_like(torch.tensor(1.), torch.zeros(2, 2)).shape == (1, 1)
+    assert pad_dims_like(x, x).shape == (2, 3)
 
 
 def test_coefficients_have_at_least_float32():
@@ -124,7 +126,8 @@ def test_a_replayed_block_draws_the_same_and_leaves_no_trace(device):
     with replay(state, device): assert all(map(torch.equal, first, draw()))
     assert all(map(torch.equal, second, draw()))
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), replay(state, device): raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"), replay(state, device):
+        raise RuntimeError("inside")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -155,7 +158,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def broken(*args): raise OSError("no space left")
     with monkeypatch.context() as m:
         m.setattr(os, "replace", broken)
-        with pytest.raises(OSError, match="no space"): write_whole(tmp_path / "deep/er/a.bin", b"new")
+        with pytest.raises(OSError, match="no space"):
+            write_whole(tmp_path / "deep/er/a.bin", b"new")
     assert (tmp_path / "deep/er/a.bin").read_bytes() == b"old"
     write_whole(tmp_path / "deep/er/a.bin", b"new")
     assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["a.bin"]
@@ -240,7 +244,8 @@ def test_tied_weights_are_averaged_once_and_stay_tied():
 
 def test_a_model_without_floating_tensors_has_only_buffers_to_copy():
     average, online = nn.Identity(), nn.Identity()
-    for model, count in ((average, 0), (online, 3)): model.register_buffer("count", torch.tensor(count))
+    for model, count in ((average, 0), (online, 3)):
+        model.register_buffer("count", torch.tensor(count))
     assert update_ema_model_(average, online, 0.9).count == 3
 
 
@@ -268,7 +273,8 @@ def test_networks_whose_weights_are_computed_can_be_copied():
 def test_an_average_of_the_same_types_answers_itself():
     net = shake(AnyRank())
     average = average_of(net)
-    assert with_weights(net, average) is average and with_weights(nn.DataParallel(net), average) is average
+    assert with_weights(net, average) is average
+    assert with_weights(nn.DataParallel(net), average) is average
 
 
 def test_a_network_in_half_precision_answers_with_the_weights_of_its_average():
@@ -298,12 +304,14 @@ def test_a_compiled_network_answers_by_its_compiled_computation():
 # Refuses
 
 def test_more_axes_than_the_data_are_refused():
-    with pytest.raises(ValueError, match="2 axes and other only 1"): pad_dims_like(torch.ones(3, 1), torch.ones(3))
+    with pytest.raises(ValueError, match="2 axes and other only 1"):
+        pad_dims_like(torch.ones(3, 1), torch.ones(3))
 
 
 def test_what_is_no_generator_is_refused():
     for bad in (0, "cpu", torch.Generator):
-        with pytest.raises(TypeError, match="generator must be a torch.Generator"): randn_like(torch.ones(2), bad)
+        with pytest.raises(TypeError, match="generator must be a torch.Generator"):
+            randn_like(torch.ones(2), bad)
 
 
 def test_a_decay_that_is_no_number_from_zero_to_one_is_refused():
@@ -313,16 +321,19 @@ def test_a_decay_that_is_no_number_from_zero_to_one_is_refused():
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(TypeError, match="ema_model must be a torch module, got dict"): update_ema_model_({}, nn.Identity(), 0.9)
-    with pytest.raises(TypeError, match="online_model must be"): update_ema_model_(nn.Identity(), lambda x: x, 0.9)
+    with pytest.raises(TypeError, match="ema_model must be a torch module, got dict"):
+        update_ema_model_({}, nn.Identity(), 0.9)
+    with pytest.raises(TypeError, match="online_model must be"):
+        update_ema_model_(nn.Identity(), lambda x: x, 0.9)
 
 
-@pytest.mark.parametrize("average, online, name", [
-    (nn.Linear(3, 3), nn.Linear(4, 3), "weight"), (without_bias(), nn.Linear(3, 3), "bias"),
-    (with_buffer(), nn.Linear(3, 3), "extra"), (nn.Linear(3, 3), with_buffer(), "extra"),
-    (nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)), "weight"), (ConvNet(3), ConvNet(1), "inp.weight")],
-    ids=["shape", "missing weight", "missing buffer", "other's buffer", "wrapped", "channels"])
-def test_models_that_do_not_match_are_refused_by_name_and_kept(average, online, name):
-    before = tensors(average)
-    with pytest.raises(ValueError, match=rf"do not match: {name} "): update_ema_model_(average, online, 0.9)
-    assert same(tensors(average), before)
+def test_models_that_do_not_match_are_refused_by_name_and_kept():
+    for average, online, name in (
+            (nn.Linear(3, 3), nn.Linear(4, 3), "weight"), (without_bias(), nn.Linear(3, 3), "bias"),
+            (with_buffer(), nn.Linear(3, 3), "extra"), (nn.Linear(3, 3), with_buffer(), "extra"),
+            (nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)), "weight"),
+            (ConvNet(3), ConvNet(1), "inp.weight")):
+        before = tensors(average)
+        with pytest.raises(ValueError, match=f"do not match: {name} has shape"):
+            update_ema_model_(average, online, 0.9)
+        assert same(tensors(average), before)
