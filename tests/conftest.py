@@ -69,12 +69,15 @@ def relative_error(answer, truth):
 
 
 class Exact(nn.Module):
-    """A raw network whose consistency function is the exact one of N(mean, std^2), and for each of `n` samples
-    a parameter for each of three directions in which that function could change."""
+    """
+    A raw network whose consistency function is the exact one of N(mean, std^2), with a parameter for
+    each of `n` samples and each of three directions in which that function could change.
+    """
 
     def __init__(self, n, mean, std):
         super().__init__()
-        self.mean, self.std, self.change = mean, std, nn.Parameter(torch.zeros(n, 3, dtype=torch.float64))
+        self.mean, self.std = mean, std
+        self.change = nn.Parameter(torch.zeros(n, 3, dtype=torch.float64))
 
     def forward(self, x, sigma):
         s = sigma[:, None]
@@ -86,8 +89,10 @@ class Exact(nn.Module):
 
 
 def gradient_at_gaussian_data(objective, std, n=100_000):
-    """The largest mean gradient of `objective` on data from N(0.3, 0.5^2), over its root mean square, at the exact
-    consistency function of N(0.3, std^2)."""
+    """
+    The largest mean gradient of `objective` on data from N(0.3, 0.5^2), over its root mean square, at
+    the exact consistency function of N(0.3, std^2).
+    """
     generator, net = seeded(), Exact(n, 0.3, std)
     x = 0.3 + 0.5 * torch.randn(n, 3, dtype=torch.float64, generator=generator)
     objective.attach(net)

@@ -1,4 +1,4 @@
-"""How bad input is refused: with a `TypeError` or `ValueError` that names the argument and what it got."""
+"""How bad input is refused: with an error that names the argument and what it got."""
 
 from fractions import Fraction
 
@@ -71,9 +71,12 @@ def test_what_fits_comes_through_as_it_is():
 
 def test_what_is_no_number_within_its_bounds_is_refused():
     for value, error, match in (
-            ("1", TypeError, "a number, got str"), (None, TypeError, "NoneType"), (True, TypeError, "bool"),
-            (1j, TypeError, "complex"), ([1.], TypeError, "list"), (torch.ones(2), TypeError, r"one real number.*\(2,\)"),
-            (torch.tensor(1j), TypeError, "complex"), (nan, ValueError, "finite.*got nan"), (inf, ValueError, "got inf"),
+            ("1", TypeError, "a number, got str"), (None, TypeError, "NoneType"),
+            (True, TypeError, "bool"),
+            (1j, TypeError, "complex"), ([1.], TypeError, "list"),
+            (torch.ones(2), TypeError, r"one real number.*\(2,\)"),
+            (torch.tensor(1j), TypeError, "complex"), (nan, ValueError, "finite.*got nan"),
+            (inf, ValueError, "got inf"),
             (-0.1, ValueError, "at least 0 and at most 1, got -0.1"), (1.1, ValueError, "got 1.1")):
         with pytest.raises(error, match="^c must be .*" + match): check_number(value, "c", 0, 1)
     for value in (inf, -inf, torch.tensor(nan)):
@@ -99,9 +102,11 @@ def test_levels_that_do_not_ascend_are_refused():
 def test_levels_that_do_not_descend_are_refused():
     for levels, error, match in (
             ([1., 80.], ValueError, r"descend.*\.flip\(0\)"), ([1., 1.], ValueError, "descend"),
-            ([], ValueError, "at least one"), ([1., 0.0019], ValueError, "sigma_min = 0.002, got 0.0019"),
+            ([], ValueError, "at least one"),
+            ([1., 0.0019], ValueError, "sigma_min = 0.002, got 0.0019"),
             ([80., nan], ValueError, "each of sigmas"), ([inf, 1.], ValueError, "each of sigmas"),
-            (None, TypeError, "list of numbers"), (80., TypeError, "list of numbers"), ("ab", TypeError, "list of numbers")):
+            (None, TypeError, "list of numbers"), (80., TypeError, "list of numbers"),
+            ("ab", TypeError, "list of numbers")):
         with pytest.raises(error, match=match): check_descending(levels)
 
 
@@ -110,11 +115,14 @@ def test_what_is_no_batch_of_samples_is_refused():
             ([[1., 2.]], TypeError, "a torch tensor, got list"), (None, TypeError, "got NoneType"),
             (torch.ones(2, 3, dtype=torch.long), TypeError, r"got torch.int64.*\.float\(\)"),
             (torch.ones(2, dtype=torch.complex64), TypeError, "complex"),
-            (torch.tensor(1.), ValueError, r"\(batch, ...\).*got \(\)"), (torch.zeros(0, 3), ValueError, r"got \(0, 3\)")):
+            (torch.tensor(1.), ValueError, r"\(batch, ...\).*got \(\)"),
+            (torch.zeros(0, 3), ValueError, r"got \(0, 3\)")):
         with pytest.raises(error, match="^y must .*" + match): check_samples(x, "y")
 
 
 def test_what_cannot_be_a_tensor_is_refused_by_name():
     for value in ("a", None, [[1.], [1., 2.]], object()):
-        with pytest.raises(TypeError, match=f"mask must be a tensor or numbers, got {type(value).__name__}"): as_tensor(value, "mask")
+        kind = type(value).__name__
+        with pytest.raises(TypeError, match=f"mask must be a tensor or numbers, got {kind}"):
+            as_tensor(value, "mask")
     with pytest.raises(TypeError, match="mask must be real"): as_tensor(1j, "mask")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import (
     AnyRank,
-    calls_of,
     devices,
     gaussian,
     gradient_at_gaussian_data,
@@ -37,6 +36,7 @@ from consistency_models import (
     squared_error,
     timesteps_schedule,
 )
+from consistency_models.utils import random_state
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -90,13 +90,14 @@ class Normalized(AnyRank):
 
 
 RANDOM_NETWORKS = {
-    "dropout, rank 5": (lambda: AnyRank(dropout=0.5), (4, 3, 2, 4, 4)), "random depth": (RandomDepth, (16, 3)),
+    "dropout, rank 5": (lambda: AnyRank(dropout=0.5), (4, 3, 2, 4, 4)),
+    "random depth": (RandomDepth, (16, 3)),
     "noise inside": (NoisyInside, (8, 3)), "BatchNorm and dropout": (Normalized, (16, 3)),
     "UNet with dropout": (lambda: UNet(3, (8, 16), dropout=0.5), (4, 3, 8, 8))}
 
 
 class Nearer(Objective):
-    """A method of ones own: no grid, two levels that come nearer to each other (as Geng et al. 2024)."""
+    """A method of one's own: no grid, two levels that come nearer (as in Geng et al. 2024)."""
     sigma_min, sigma_data, distance = 0.002, 0.5, staticmethod(squared_error)
 
     def levels(self, k, K, x, generator=None):
@@ -109,7 +110,8 @@ class Nearer(Objective):
 
 def test_noisy_samples_are_the_sum_of_data_and_noise():
     for shape in ((4,), (4, 3), (4, 3, 2, 2, 2)):
-        x, z, sigma = gaussian(*shape), gaussian(*shape, seed=1), torch.tensor([0.002, 0.5, 3., 80.])
+        x, z = gaussian(*shape), gaussian(*shape, seed=1)
+        sigma = torch.tensor([0.002, 0.5, 3., 80.])
         assert torch.equal(add_noise(x, z, sigma), x + align(sigma, x) * z)
         assert add_noise(x.bfloat16(), z.bfloat16(), sigma).dtype == torch.bfloat16
 
@@ -133,7 +135,7 @@ def test_a_pair_is_two_answers_with_the_same_noise_and_the_same_dropout():
 
 
 def test_the_way_down_may_be_a_step_of_a_solver():
-    """Algorithm 2 of Song et al. (2023): an Euler step with a denoiser, in place of the same noise."""
+    """Algorithm 2 of Song et al. (2023) with an Euler step: a denoiser, not the same noise."""
     data, x, z = gaussian(20, 2), gaussian(8, 2), gaussian(8, 2, seed=1)
     levels = Levels(torch.linspace(1, 8, 8), torch.linspace(0.5, 7, 8))
     graphs = []
@@ -150,12 +152,13 @@ def test_the_way_down_may_be_a_step_of_a_solver():
 
 
 def test_consistency_training_is_algorithm_3():
-    """Song et al. (2023), written out: the same draws, weights and averages, bit for bit, as N(k) grows."""
+    """Song et al. (2023), written out: the same draws, weights and averages, bit for bit."""
     K, s0, s1, mu0, x = 12, 2, 9, 0.9, gaussian(16, 3)
     net, g = shake(AnyRank(dropout=0.2)), seeded(7)
     student, teacher = copy.deepcopy(net), copy.deepcopy(net)
 
-    training = ConsistencyTraining(initial_timesteps=s0, final_timesteps=s1, initial_ema_decay_rate=mu0)
+    training = ConsistencyTraining(
+        initial_timesteps=s0, final_timesteps=s1, initial_ema_decay_rate=mu0)
     training.attach(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     torch.manual_seed(0)
@@ -196,8 +199,8 @@ def test_consistency_training_is_algorithm_3():
 
 def test_the_gradient_vanishes_at_the_exact_consistency_function():
     """
-    On average over 100,000 samples of Gaussian data: the mean gradient is below a hundredth of its root mean
-    square for three directions, which is three standard errors; for data 10 % wider it is not.
+    On average over 100,000 samples of Gaussian data: the mean gradient is below a hundredth of its
+    root mean square for three directions, three standard errors; for data 10 % wider it is not.
     """
     training = ConsistencyTraining(final_timesteps=1280)
     assert gradient_at_gaussian_data(training, std=0.5) < 0.01
@@ -243,9 +246,10 @@ def test_a_method_of_ten_lines_learns():
 
 @devices
 def test_the_loss_is_zero_at_equal_levels_whatever_the_network_draws(device):
-    """The same noise and the same masks leave nothing to differ; two calls of the network alone do differ."""
+    """The same noise and masks leave nothing to differ; two calls of the network alone differ."""
     for build, shape in RANDOM_NETWORKS.values():
-        net, x, z = shake(build()).to(device), gaussian(*shape).to(device), gaussian(*shape, seed=1).to(device)
+        net = shake(build()).to(device)
+        x, z = (gaussian(*shape, seed=seed).to(device) for seed in (0, 1))
         levels = torch.logspace(-2, 1.9, len(x), device=device)
         g = consistency_function(net)
         answers = consistency_pair(g, g, x, z, Levels(levels, levels))
@@ -257,7 +261,7 @@ def test_the_loss_is_zero_at_equal_levels_whatever_the_network_draws(device):
 def test_the_random_state_after_a_step_is_what_the_student_left(device):
     """Whatever the teacher draws, and where a generator is given for the rest."""
     net, x = AnyRank(dropout=0.5).to(device), gaussian(8, 3).to(device)
-    def state(): return torch.cuda.get_rng_state(device) if device == "cuda" else torch.get_rng_state()
+    def state(): return random_state(torch.device(device))[device]
     torch.manual_seed(0)
     net(x, torch.ones(8, device=device))
     alone = state()
@@ -295,14 +299,15 @@ def test_the_student_takes_the_gradient_and_the_target_none():
     for teacher in (net, copy.deepcopy(net)):
         out = step(net, x, teacher=teacher, generator=seeded())
         assert out.predicted.requires_grad and not out.target.requires_grad
-        gradients.append(torch.autograd.grad(squared_error(out.predicted, out.target).sum(), list(net.parameters())))
+        loss = squared_error(out.predicted, out.target).sum()
+        gradients.append(torch.autograd.grad(loss, list(net.parameters())))
     assert all(map(torch.equal, *gradients)) and all(g.abs().sum() > 0 for g in gradients[0])
     with torch.no_grad(): assert not step(net, x).predicted.requires_grad
     assert torch.is_grad_enabled() and torch.equal(x, gaussian(8, 3, dtype=torch.float64))
 
 
 def test_the_networks_are_asked_with_one_level_each_and_all_arguments():
-    """Data of any rank, also plain numbers; levels in the type of the data, the grid in at least float32."""
+    """Data of any rank; levels in the type of the data, the grid in at least float32."""
     for shape in ((5,), (5, 3), (1, 3, 4), (5, 3, 4, 2), (5, 3, 2, 2, 2)):
         for dtype in DTYPES:
             net, asked = nn.Linear(1, 1), []
@@ -319,7 +324,8 @@ def test_the_networks_are_asked_with_one_level_each_and_all_arguments():
 
 def test_bundled_networks_train_in_every_type_and_under_autocast():
     for dtype in DTYPES:
-        for net, x in ((MLP(3, 16, 1), gaussian(8, 3)), (UNet(3, (8, 16), dropout=0.1), gaussian(2, 3, 8, 8))):
+        for net, x in ((MLP(3, 16, 1), gaussian(8, 3)),
+                (UNet(3, (8, 16), dropout=0.1), gaussian(2, 3, 8, 8))):
             out = step(shake(net).to(dtype), x.to(dtype))
             squared_error(out.predicted, out.target).sum().backward()
             assert all(p.grad.isfinite().all() and p.grad.dtype == dtype for p in net.parameters())
@@ -331,12 +337,13 @@ def test_bundled_networks_train_in_every_type_and_under_autocast():
 
 
 def test_levels_are_neighbors_on_the_schedule_of_this_step():
-    """Also where another number of levels, other settings or another type came first; the grid is kept."""
+    """The grid is kept; also where other numbers of levels, settings or types came first."""
     for settings in ({}, {"sigma_min": 0.01, "sigma_max": 10.}, {"rho": 3.}):
         for k in (0, 9, 4, 10):
             for dtype in (torch.float32, torch.float64):
                 x = gaussian(64, 3, dtype=dtype)
-                out = step(plain, x, k, settings={"initial_timesteps": 3, "final_timesteps": 24, **settings})
+                out = step(plain, x, k,
+                    settings={"initial_timesteps": 3, "final_timesteps": 24, **settings})
                 N = timesteps_schedule(k, 10, 3, 24)
                 assert torch.equal(out.sigmas, karras_schedule(N, **settings, dtype=dtype))
                 assert out.num_timesteps == N and out.loss_weights is None
@@ -361,7 +368,8 @@ def test_settings_reach_the_parameterization():
     def zero(x, sigma):
         seen.append((x, sigma))
         return 0 * x
-    out = step(zero, gaussian(8, 3, dtype=torch.float64), settings={"sigma_min": 0.01, "sigma_data": 2.})
+    out = step(zero, gaussian(8, 3, dtype=torch.float64),
+        settings={"sigma_min": 0.01, "sigma_data": 2.})
     for (x, sigma), answer in zip(seen, (out.predicted, out.target), strict=True):
         assert torch.allclose(answer, x * align(4 / ((sigma - 0.01) ** 2 + 4), x))
 
@@ -372,12 +380,14 @@ def test_the_teacher_is_kept_averaged_saved_and_loaded():
     for method in (training, other): method.attach(net)
     before = copy.deepcopy(net)
     out = training.step(net, x, 0, 10, seeded())
-    assert torch.equal(out.predicted, ConsistencyTraining()(net, before, x, 0, 10, seeded()).predicted)
+    published = ConsistencyTraining()(net, before, x, 0, 10, seeded())
+    assert torch.equal(out.predicted, published.predicted)
+    assert torch.equal(out.target, published.target)
     shake(net.double()).float()
     nn.init.ones_(net.out.bias)
     training.follow(net, out)   # N(0) = 2 = s0: the decay is mu0
     teacher = training.kept["teacher"]
-    for p, old, new in zip(teacher.parameters(), before.parameters(), net.parameters(), strict=True):
+    for p, old, new in zip(*(m.parameters() for m in (teacher, before, net)), strict=True):
         assert torch.equal(p, old.lerp(new, 0.5)) and not p.requires_grad
     assert training.parameters() == []
     other.load_state_dict(copy.deepcopy(training.state_dict()))
@@ -396,7 +406,7 @@ def test_the_teacher_of_a_network_in_half_precision_is_averaged_in_float32():
 
 
 def test_a_method_needs_only_levels():
-    """Its target is the model, it keeps nothing, and nothing follows; what it adds is trained and saved."""
+    """Its target is the model, and it keeps nothing; what it adds is trained and saved."""
     class Weighing(Nearer):
         def attach(self, net):
             super().attach(net)
@@ -416,7 +426,7 @@ def test_a_method_needs_only_levels():
 
 
 def test_the_loss_is_the_distance_of_each_sample_by_its_weight():
-    """Whatever shape the distance has; in at least float32, since half types end at 65,504 or have 8 bits."""
+    """Whatever shape the distance has; in at least float32: a half type ends at 65,504."""
     net, x = shake(AnyRank()), gaussian(6, 3, 2)
     distances = {
         "sample": squared_error, "(batch, 1, 1)": lambda a, b: squared_error(a, b)[:, None, None],
@@ -427,7 +437,8 @@ def test_the_loss_is_the_distance_of_each_sample_by_its_weight():
         out = method.step(net, x, 0, 10, seeded())
         weights = 1 / (out.upper - out.levels.lower)
         assert torch.allclose(method.loss(out), weights * squared_error(out.predicted, out.target))
-    out.predicted, out.target, out.levels.weight = torch.full((6, 1), 300.).half(), torch.zeros(6, 1).half(), None
+    out.predicted, out.target = torch.full((6, 1), 300.).half(), torch.zeros(6, 1).half()
+    out.levels.weight = None
     assert method.loss(out).tolist() == [90000.] * 6
     plain_loss = ConsistencyTraining(distance=lambda a, b: (a - b).abs())
     assert torch.equal(plain_loss.loss(out), torch.full((6,), 300.))
@@ -451,14 +462,17 @@ def test_a_fault_in_the_data_shows_in_the_loss_of_its_sample_alone():
     x = gaussian(4, 3)
     x[1, 0] = torch.nan
     training = ConsistencyTraining()
-    assert training.loss(training(plain, plain, x, 5, 10)).isnan().tolist() == [False, True, False, False]
+    loss = training.loss(training(plain, plain, x, 5, 10))
+    assert loss.isnan().tolist() == [False, True, False, False]
 
 
 def test_finite_data_gives_finite_answers_at_the_edges_of_the_settings():
     for x in (torch.zeros(4, 3), 1000 * gaussian(4, 3), 1e-6 * gaussian(4, 3, 2, 2).double()):
         for settings in (
-                {}, {"sigma_min": 1e-4, "sigma_max": 1e4, "rho": 20.}, {"sigma_data": 1e-3}, {"sigma_data": 100.},
-                {"initial_timesteps": 2, "final_timesteps": 2}, {"sigma_min": 0.1, "sigma_max": 1., "rho": 0.5}):
+                {}, {"sigma_min": 1e-4, "sigma_max": 1e4, "rho": 20.}, {"sigma_data": 1e-3},
+                {"sigma_data": 100.},
+                {"initial_timesteps": 2, "final_timesteps": 2},
+                {"sigma_min": 0.1, "sigma_max": 1., "rho": 0.5}):
             for k in (0, 10):
                 out = step(plain, x, k, settings=settings)
                 assert out.predicted.isfinite().all() and out.target.isfinite().all()
@@ -468,9 +482,10 @@ def test_finite_data_gives_finite_answers_at_the_edges_of_the_settings():
 # Refuses
 
 def test_what_is_no_batch_of_samples_is_refused():
-    for bad, error in (([[1., 2.]], TypeError), (None, TypeError), (torch.ones(4, 3).long(), TypeError),
-                       (torch.ones(4, 3, dtype=torch.complex64), TypeError), (torch.zeros(0, 3), ValueError),
-                       (torch.tensor(1.), ValueError)):
+    for bad, error in (
+            ([[1., 2.]], TypeError), (None, TypeError), (torch.ones(4, 3).long(), TypeError),
+            (torch.ones(4, 3, dtype=torch.complex64), TypeError),
+            (torch.zeros(0, 3), ValueError), (torch.tensor(1.), ValueError)):
         with pytest.raises(error, match="^x must"): step(plain, bad)
 
 
@@ -488,9 +503,11 @@ def test_settings_that_no_step_can_use_are_refused_when_they_are_given(method):
     for settings, name in (
             ({"initial_timesteps": 20, "final_timesteps": 10}, "final_timesteps"),
             ({"initial_timesteps": 0}, "initial_timesteps"), ({"sigma_max": 0.002}, "sigma_max"),
-            ({"sigma_max": float("inf")}, "sigma_max"), ({"sigma_min": 0.}, "sigma_min"), ({"rho": 0.}, "rho"),
+            ({"sigma_max": float("inf")}, "sigma_max"), ({"sigma_min": 0.}, "sigma_min"),
+            ({"rho": 0.}, "rho"),
             ({"sigma_data": 0.}, "sigma_data"), ({"sigma_data": float("nan")}, "sigma_data"),
-            ({"sigma_min": 1., "sigma_max": 1.0001, "final_timesteps": 1280}, "sigmas")):   # levels that coincide
+            # levels that coincide
+            ({"sigma_min": 1., "sigma_max": 1.0001, "final_timesteps": 1280}, "sigmas")):
         with pytest.raises(ValueError, match=f"^{name} must be"): method(**settings)
     with pytest.raises(TypeError, match="^sigma_data must be"): method(sigma_data="0.5")
 
@@ -523,7 +540,7 @@ def test_what_is_no_generator_is_refused():
 
 
 def test_a_method_that_is_not_whole_says_what_is_missing():
-    with pytest.raises(NotImplementedError, match=r"Objective must define levels\(k, K, x, generator\)"):
+    with pytest.raises(NotImplementedError, match=r"Objective must define levels\(k, K, x"):
         Objective().levels(0, 1, gaussian(4, 3))
     with pytest.raises(AttributeError, match=r"no kept; call attach\(net\) first"):
         ConsistencyTraining().step(AnyRank(), gaussian(4, 3), 0, 1)

@@ -1,4 +1,4 @@
-"""How a network becomes a consistency function: coefficients, boundary, wrappers, and Gaussian data."""
+"""How a network becomes a consistency function: coefficients, boundary, wrappers, exact answers."""
 
 import copy
 import functools
@@ -45,11 +45,12 @@ def plain(x, sigma): return x.tanh()
 # Equals the paper
 
 def test_skip_and_output_scaling_are_those_of_consistency_models():
-    """Appendix C of Song et al. (2023); without sigma_min they are those of Karras et al. (2022)."""
+    """Appendix C of Song et al. (2023); with sigma_min = 0 those of Karras et al. (2022)."""
     for low in (0., 0.0005, 0.002):
         for std in STDS:
             for s in LEVELS:
-                c_skip, c_out = std**2 / ((s - low) ** 2 + std**2), std * (s - low) / math.hypot(std, s)
+                c_skip = std**2 / ((s - low) ** 2 + std**2)
+                c_out = std * (s - low) / math.hypot(std, s)
                 assert skip_scaling(double(s), std, low).item() == pytest.approx(c_skip, rel=1e-12)
                 assert output_scaling(double(s), std, low).item() == pytest.approx(c_out, rel=1e-12)
     levels = torch.tensor(LEVELS)
@@ -63,11 +64,12 @@ def test_input_scaling_and_noise_conditioning_are_those_of_edm():
             found = input_scaling(double(s), std).item()
             assert found == pytest.approx(1 / math.hypot(s, std), rel=1e-12)
         assert noise_conditioning(double(s)).item() == pytest.approx(math.log(s) / 4, rel=1e-12)
-    assert torch.equal(input_scaling(torch.tensor(LEVELS)), input_scaling(torch.tensor(LEVELS), 0.5))
+    levels = torch.tensor(LEVELS)
+    assert torch.equal(input_scaling(levels), input_scaling(levels, 0.5))
 
 
 def test_scaled_input_has_unit_variance():
-    clean, noise = gaussian(100_000, dtype=torch.float64), gaussian(100_000, seed=1, dtype=torch.float64)
+    clean, noise = (gaussian(100_000, seed=seed, dtype=torch.float64) for seed in (0, 1))
     for s in LEVELS:
         for std in STDS:
             scaled = input_scaling(double(s), std) * (std * clean + s * noise)
@@ -108,7 +110,8 @@ def test_the_answer_at_sigma_min_is_x_exactly():
     for net, shape in NETWORKS.values():
         for dtype in (*DTYPES, torch.float16):
             typed = copy.deepcopy(net).to(dtype) if isinstance(net, nn.Module) else net
-            x, one_each = (3 * gaussian(*shape)).to(dtype), torch.full(shape[:1], 0.002, dtype=dtype)
+            x = (3 * gaussian(*shape)).to(dtype)
+            one_each = torch.full(shape[:1], 0.002, dtype=dtype)
             f = consistency_function(typed)
             for sigma in (0.002, double(0.002), one_each, karras_schedule(10)[0], 0.001, 0):
                 assert torch.equal(f(x, sigma), x)
@@ -128,8 +131,8 @@ def test_the_answer_at_sigma_min_is_x_exactly_for_other_settings():
 @torch.no_grad()
 def test_the_answer_is_x_where_no_noise_is_left():
     """
-    The network is asked at another level, since ln 0 is not finite: also among other levels, and where a level is
-    so small that it becomes 0 in half precision.
+    The network is asked at another level, since ln 0 is not finite: also among other levels, and
+    where a level is so small that it becomes 0 in half precision.
     """
     for net, shape in NETWORKS.values():
         for dtype in (torch.float32, torch.float16):
@@ -191,11 +194,13 @@ def test_coefficients_have_at_least_float32_and_are_accurate_in_each_type():
         for dtype in (torch.float32, torch.bfloat16):
             level, low = torch.tensor(s, dtype=dtype), torch.tensor(0.002, dtype=dtype).item()
             wide = level.double()
-            exact = (skip_scaling(wide, 0.5, low), output_scaling(wide, 0.5, low), input_scaling(wide),
-                     noise_conditioning(wide))
-            found = skip_scaling(level), output_scaling(level), input_scaling(level), noise_conditioning(level)
-            assert all(f.dtype == torch.float32 for f in found)
-            assert all(f.item() == pytest.approx(e.item(), rel=1e-5) for f, e in zip(found, exact, strict=True))
+            for found, exact in (
+                    (skip_scaling(level), skip_scaling(wide, 0.5, low)),
+                    (output_scaling(level), output_scaling(wide, 0.5, low)),
+                    (input_scaling(level), input_scaling(wide)),
+                    (noise_conditioning(level), noise_conditioning(wide))):
+                assert found.dtype == torch.float32
+                assert found.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
 def test_coefficients_take_numbers_and_lists():
@@ -207,7 +212,7 @@ def test_coefficients_take_numbers_and_lists():
 
 
 def test_shape_and_type_of_the_data_are_kept():
-    """Also with levels of another type: what is computed in float32 is handed back in the type of the data."""
+    """Also with levels of another type: computed in float32, answered in the type of the data."""
     for shape in ((4,), (4, 3), (4, 3, 2), (4, 3, 2, 2), (4, 3, 2, 2, 2)):
         for dtype in DTYPES:
             x, levels = gaussian(*shape).to(dtype), torch.tensor(SIGMAS[:4])
@@ -276,7 +281,7 @@ def test_a_consistency_function_comes_back_as_it_is():
 
 
 def wrapped_by_functools(net):
-    @functools.wraps(net)
+    @functools.wraps(net.forward)
     def call(*args, **kwargs): return net(*args, **kwargs)
     return call
 
@@ -285,8 +290,9 @@ def compiled(net): return torch.compile(net, backend="eager")
 
 
 WRAPPED = {
-    "bare": lambda net: net, "partial": lambda net: partial(net, class_labels=None), "parallel": nn.DataParallel,
-    "forward": lambda net: net.forward, "functools.wraps": wrapped_by_functools, "compiled": compiled,
+    "bare": lambda net: net, "partial": lambda net: partial(net, class_labels=None),
+    "parallel": nn.DataParallel, "forward": lambda net: net.forward,
+    "functools.wraps": wrapped_by_functools, "compiled": compiled,
     "all of it": lambda net: partial(nn.DataParallel(compiled(net)), class_labels=None)}
 
 
@@ -299,7 +305,8 @@ def test_what_a_network_says_of_its_data_is_found_through_what_wraps_it():
             warnings.simplefilter("error")
             assert torch.allclose(consistency_function(wrapped)(x, 3.), expected, atol=1e-6)
             consistency_function(wrapped, sigma_data=0.7521)
-        with pytest.warns(UserWarning, match="^sigma_data is 0.5 here, but the network was built for 0.752"):
+        told = "^sigma_data is 0.5 here, but the network was built for 0.752"
+        with pytest.warns(UserWarning, match=told):
             consistency_function(wrapped, sigma_data=0.5)
 
 
@@ -339,7 +346,8 @@ def test_gaussian_consistency_function_stays_where_the_path_has_ended():
 # Refuses
 
 def test_samples_must_be_floating_tensors():
-    for bad in ([[1., 2.]], None, torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2, dtype=torch.complex64)):
+    for bad in ([[1., 2.]], None, torch.ones(2, 2, dtype=torch.long),
+            torch.ones(2, 2, dtype=torch.complex64)):
         for call in (consistency_function(plain), gaussian_consistency_function):
             with pytest.raises(TypeError, match="^x must be a"): call(bad, 1.)
 
@@ -347,7 +355,8 @@ def test_samples_must_be_floating_tensors():
 def test_levels_that_do_not_fit_the_samples_are_refused():
     f, x = consistency_function(plain), gaussian(4, 3)
     for bad in (torch.ones(3), torch.ones(4, 1), torch.ones(4, 3), []):
-        with pytest.raises(ValueError, match=r"sigma must have shape \(batch,\) for x of shape \(4, 3\), got"): f(x, bad)
+        with pytest.raises(ValueError, match=r"shape \(batch,\) for x of shape \(4, 3\), got"):
+            f(x, bad)
     for bad in ("a", None, 1j):
         with pytest.raises(TypeError, match="^sigma must be"): f(x, bad)
     with pytest.raises(ValueError, match="sigma must have shape"): f(torch.tensor(1.), 1.)
@@ -356,14 +365,17 @@ def test_levels_that_do_not_fit_the_samples_are_refused():
 def test_a_network_must_return_a_tensor_of_the_shape_of_the_data():
     for net, got in (
             (lambda x, s: x[:1], r"\(1, 3\)"), (lambda x, s: x[..., None], r"\(4, 3, 1\)"),
-            (lambda x, s: x.mean(), "Tensor"), (lambda x, s: None, "NoneType"), (lambda x, s: (x,), "tuple")):
-        with pytest.raises(ValueError, match=rf"return a tensor of the shape of x, \(4, 3\), got {got}"):
+            (lambda x, s: x.mean(), "Tensor"), (lambda x, s: None, "NoneType"),
+            (lambda x, s: (x,), "tuple")):
+        told = rf"return a tensor of the shape of x, \(4, 3\), got {got}"
+        with pytest.raises(ValueError, match=told):
             consistency_function(net)(gaussian(4, 3), 1.)
 
 
 def test_what_is_no_network_is_refused():
     for bad in (None, 3, gaussian(2, 2), "net"):
-        with pytest.raises(TypeError, match=rf"callable as net\(x, sigma\), got {type(bad).__name__}"):
+        kind = type(bad).__name__
+        with pytest.raises(TypeError, match=rf"callable as net\(x, sigma\), got {kind}"):
             consistency_function(bad)
 
 
@@ -377,7 +389,8 @@ def test_a_consistency_function_takes_no_further_arguments():
 
 def test_settings_that_make_no_consistency_function_are_refused():
     for name, bad, error in (
-            ("sigma_data", 0., ValueError), ("sigma_data", float("nan"), ValueError), ("sigma_data", "1", TypeError),
+            ("sigma_data", 0., ValueError), ("sigma_data", float("nan"), ValueError),
+            ("sigma_data", "1", TypeError),
             ("sigma_min", -1., ValueError), ("sigma_min", None, TypeError)):
         with pytest.raises(error, match=f"^{name} must be"):
             consistency_function(plain, **{name: bad})

@@ -27,7 +27,8 @@ def relative_error(answer, truth):
 
 def quantiles(n, std=STD):
     """A Gaussian sample of `n` points without sampling error, shape `(n, 1)`."""
-    return MEAN + std * torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]
+    shares = (torch.arange(n, dtype=torch.float64)[:, None] + 0.5) / n
+    return MEAN + std * torch.special.ndtri(shares)
 
 
 def posterior_mean(x, sigma, data):
@@ -103,7 +104,9 @@ def test_exact_function_of_one_point_is_a_straight_line():
     point, z = double([[[[1., -2.]]]]), gaussian(20, 1, 1, 2, dtype=torch.float64)
     end = exact_consistency_function(point + 80 * z, 80., point)
     assert torch.allclose(end, point + 0.002 * z, rtol=1e-9)
-    assert torch.allclose(exact_consistency_function(point + 80 * z, 80., point, sigma_min=0.), point.expand(20, 1, 1, 2))
+    for steps in (2, 40):
+        end = exact_consistency_function(point + 80 * z, 80., point, steps, sigma_min=0.)
+        assert torch.allclose(end, point.expand(20, 1, 1, 2))
 
 
 @pytest.mark.parametrize("sigma", [1., 80.])
@@ -155,11 +158,14 @@ def test_each_sample_has_its_own_level(points):
 
 
 def test_samples_may_be_images_or_plain_numbers():
-    data, x, sigma = gaussian(20, 1, 4, 4), gaussian(5, 1, 4, 4, seed=1), torch.tensor([0.01, 0.1, 1., 5., 80.])
+    sigma = torch.tensor([0.01, 0.1, 1., 5., 80.])
+    data, x = gaussian(20, 1, 4, 4), gaussian(5, 1, 4, 4, seed=1)
     for exact in (ideal_denoiser, exact_consistency_function):
-        assert torch.equal(exact(x, sigma, data).flatten(1), exact(x.flatten(1), sigma, data.flatten(1)))
+        flat = exact(x.flatten(1), sigma, data.flatten(1))
+        assert torch.equal(exact(x, sigma, data).flatten(1), flat)
     data, x = gaussian(30), 3 * gaussian(5, seed=1)
-    for exact in (ideal_denoiser, exact_consistency_function, partial(exact_consistency_function, path=True)):
+    for exact in (ideal_denoiser, exact_consistency_function,
+            partial(exact_consistency_function, path=True)):
         answer = exact(x, sigma, data)
         assert answer.shape[-1:] == x.shape
         assert torch.equal(answer, exact(x[:, None], sigma, data[:, None])[..., 0])

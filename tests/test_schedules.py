@@ -17,7 +17,8 @@ from consistency_models import (
 from consistency_models.schedules import draw_steps
 
 nan, inf = float("nan"), float("inf")
-COUNTS = pytest.mark.parametrize("schedule", [timesteps_schedule, improved_timesteps_schedule], ids=["CT", "iCT"])
+COUNTS = pytest.mark.parametrize("schedule", [timesteps_schedule, improved_timesteps_schedule],
+    ids=["CT", "iCT"])
 
 
 def grid(N): return karras_schedule(N, dtype=torch.float64)
@@ -29,8 +30,9 @@ def test_karras_schedule_is_that_of_edm_in_ascending_order():
     """Eq. 5 of Karras et al. (2022) runs downwards: sigma_0 is the largest level."""
     N, low, high = 18, 0.002, 80.
     for rho in (0.5, 3., 7.):
-        def level(i): return (high ** (1 / rho) + i / (N - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-        expected = torch.tensor([level(i) for i in reversed(range(N))], dtype=torch.float64)
+        first, last = high ** (1 / rho), low ** (1 / rho)
+        levels = [(first + i / (N - 1) * (last - first)) ** rho for i in reversed(range(N))]
+        expected = torch.tensor(levels, dtype=torch.float64)
         found = karras_schedule(N, low, high, rho, dtype=torch.float64)
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     assert torch.equal(karras_schedule(40), karras_schedule(40, 0.002, 80., 7.))
@@ -38,7 +40,7 @@ def test_karras_schedule_is_that_of_edm_in_ascending_order():
 
 
 def test_number_of_levels_of_ct():
-    """ceil(sqrt(v) - 1) + 1 is the smallest whole number whose square reaches v, up to rounding of v."""
+    """ceil(sqrt(v) - 1) + 1 is the smallest number whose square reaches v, up to rounding of v."""
     K = 500
     for s0, s1 in ((2, 150), (5, 9), (10, 10)):
         for k in range(K + 1):
@@ -95,7 +97,8 @@ def test_draws_have_the_probabilities_of_the_settings():
         expected = draws * lognormal_probabilities(sigmas, mean, std)
         n = lognormal_timestep_distribution(draws, sigmas, mean, std, generator=seeded())
         counts, usual = torch.bincount(n, minlength=11), expected >= 5
-        statistic, cells = ((counts - expected)[usual] ** 2 / expected[usual]).sum(), usual.sum().item()
+        statistic = ((counts - expected)[usual] ** 2 / expected[usual]).sum()
+        cells = usual.sum().item()
         assert cells >= 5 and statistic < cells - 1 + 4 * math.sqrt(2 * (cells - 1))
         assert counts[~usual].sum() < 100
 
@@ -124,7 +127,8 @@ def test_number_of_levels_is_an_int_that_grows_within_its_bounds(schedule):
 
 def test_probabilities_are_finite_and_sum_to_one():
     """The last two have all their mass in one step, or all but none."""
-    for N, mean, std in ((2, -1.1, 2.), (1281, -1.1, 2.), (151, 0., 1e6), (40, -1.1, 1e-6), (11, 20., 2.)):
+    for N, mean, std in ((2, -1.1, 2.), (1281, -1.1, 2.), (151, 0., 1e6), (40, -1.1, 1e-6),
+            (11, 20., 2.)):
         p = lognormal_probabilities(karras_schedule(N), mean, std)
         assert p.shape == (N - 1,) and p.dtype == torch.float64 and p.isfinite().all()
         assert (p >= 0).all()
@@ -141,7 +145,7 @@ def test_draws_are_indices_of_steps():
 
 
 def test_draws_come_from_the_generator_alone_else_from_the_global_one():
-    def draw(generator=None): return lognormal_timestep_distribution(100, grid(40), generator=generator)
+    def draw(source=None): return lognormal_timestep_distribution(100, grid(40), generator=source)
     before, a, b = torch.get_rng_state(), draw(seeded(3)), draw(seeded(3))
     assert torch.equal(a, b) and torch.equal(before, torch.get_rng_state())
     assert not torch.equal(a, draw(seeded(4)))
@@ -153,8 +157,10 @@ def test_draws_come_from_the_generator_alone_else_from_the_global_one():
 
 def test_settings_of_the_karras_schedule_that_make_no_levels_are_refused():
     for name, bad, error in (
-            ("num_timesteps", 1, ValueError), ("num_timesteps", 2.5, TypeError), ("sigma_min", 0, ValueError),
-            ("sigma_min", "1", TypeError), ("sigma_max", 0.002, ValueError), ("sigma_max", inf, ValueError),
+            ("num_timesteps", 1, ValueError), ("num_timesteps", 2.5, TypeError),
+            ("sigma_min", 0, ValueError),
+            ("sigma_min", "1", TypeError), ("sigma_max", 0.002, ValueError),
+            ("sigma_max", inf, ValueError),
             ("rho", 0, ValueError), ("rho", nan, ValueError)):
         with pytest.raises(error, match=f"^{name} must"):
             karras_schedule(**{"num_timesteps": 5, name: bad})
@@ -163,8 +169,10 @@ def test_settings_of_the_karras_schedule_that_make_no_levels_are_refused():
 @COUNTS
 def test_steps_and_numbers_of_levels_that_do_not_fit_are_refused(schedule):
     for arguments, name in (
-            ((-1, 10), "current_training_step"), ((11, 10), "current_training_step"), ((0, 0), "total_training_steps"),
-            ((0, 10, 0, 4), "initial_timesteps"), ((0, 10, 5, 4), "final_timesteps"), ((0, 10, 2, 0), "final_timesteps")):
+            ((-1, 10), "current_training_step"), ((11, 10), "current_training_step"),
+            ((0, 0), "total_training_steps"),
+            ((0, 10, 0, 4), "initial_timesteps"), ((0, 10, 5, 4), "final_timesteps"),
+            ((0, 10, 2, 0), "final_timesteps")):
         with pytest.raises(ValueError, match=f"^{name} must"): schedule(*arguments)
 
 
@@ -195,7 +203,8 @@ def test_settings_of_the_decay_that_make_no_average_are_refused():
 
 def test_settings_of_the_lognormal_that_make_no_distribution_are_refused():
     for settings, match in (
-            ({"std": 0.}, "^std"), ({"std": nan}, "^std"), ({"mean": inf}, "^mean"), ({"mean": 1e5}, "no mass between the levels")):
+            ({"std": 0.}, "^std"), ({"std": nan}, "^std"), ({"mean": inf}, "^mean"),
+            ({"mean": 1e5}, "no mass between the levels")):
         with pytest.raises(ValueError, match=match):
             lognormal_probabilities(karras_schedule(5), **settings)
     with pytest.raises(ValueError, match="^sigmas must be positive and ascending"):

@@ -33,7 +33,8 @@ class Mixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net, self.half = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2).bfloat16()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.half = nn.Linear(4, 2).bfloat16()
         self.register_buffer("flags", torch.rand(4) > 0.5)
         self.register_buffer("table", torch.randn(3), persistent=False)
         self.scale = nn.Parameter(torch.randn(()))
@@ -45,7 +46,8 @@ def tensors(model):
 
 def same(a, b):
     """Are two dictionaries of tensors equal, types included?"""
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) and v.dtype == b[k].dtype for k, v in a.items())
+    if a.keys() != b.keys(): return False
+    return all(torch.equal(v, b[k]) and v.dtype == b[k].dtype for k, v in a.items())
 
 
 def without_bias(): return nn.Linear(3, 3, bias=False)
@@ -73,9 +75,7 @@ def test_average_is_decay_times_old_plus_the_rest_of_new():
 
 
 def test_averages_in_half_precision_arrive():
-    """
-    Each update is smaller than the rounding; none is lost, nor when the average is copied or loaded on the way.
-    """
+    """Each update is smaller than the rounding; none is lost, also by a copy or load on the way."""
     average, online = without_bias(), without_bias()
     nn.init.constant_(average.weight, 1.)
     nn.init.constant_(online.weight, 1.2)
@@ -108,7 +108,8 @@ def test_axes_are_added_on_the_right():
 
 
 def test_coefficients_have_at_least_float32():
-    kinds = {torch.float64: torch.float64, torch.float32: torch.float32, torch.bfloat16: torch.float32,
+    kinds = {torch.float64: torch.float64, torch.float32: torch.float32,
+        torch.bfloat16: torch.float32,
              torch.float16: torch.float32, torch.int64: torch.float32}
     assert {k: at_least_float32(k) for k in kinds} == kinds
     for x in (1, [1., 2.], torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.long)):
@@ -178,7 +179,8 @@ def test_average_leaves_the_online_model_and_the_gradients_alone():
     before = tensors(online)
     update_ema_model_(average, online, 0.5)
     assert same(tensors(online), before)
-    assert all(p.grad is None and p.requires_grad for m in (average, online) for p in m.parameters())
+    for p in (*average.parameters(), *online.parameters()):
+        assert p.grad is None and p.requires_grad
 
 
 def test_weights_are_averaged_in_one_fused_operation_and_buffers_copied(monkeypatch):
@@ -187,8 +189,9 @@ def test_weights_are_averaged_in_one_fused_operation_and_buffers_copied(monkeypa
     online.net(gaussian(8, 3))
     online.flags.logical_not_()
     old, new = tensors(average), tensors(online)
-    expected = {k: v.lerp(new[k], 0.25) for k, v in old.items() if k in dict(average.named_parameters())}
-    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *args: fused.append(len(args[0])) or lerp(*args))
+    expected = {k: old[k].lerp(new[k], 0.25) for k, _ in average.named_parameters()}
+    def noted(*args): return fused.append(len(args[0])) or lerp(*args)
+    monkeypatch.setattr(torch, "_foreach_lerp_", noted)
     after = tensors(update_ema_model_(average, online, 0.75))
     buffers = {k: v for k, v in new.items() if k not in expected}
     assert len(buffers) == 5 and same(after, {**expected, **buffers}) and fused == [len(expected)]
@@ -227,7 +230,8 @@ def test_an_average_in_half_precision_keeps_what_is_loaded_into_it():
 
 
 def test_average_and_online_model_may_differ_in_type():
-    for kinds in ((torch.float32, torch.bfloat16), (torch.float64, torch.float32), (torch.bfloat16, torch.float32)):
+    for kinds in ((torch.float32, torch.bfloat16), (torch.float64, torch.float32),
+            (torch.bfloat16, torch.float32)):
         average, online = (AnyRank().to(kind) for kind in kinds)
         new = {k: v.to(kinds[0]) for k, v in tensors(online).items()}
         expected = {k: torch.lerp(v, new[k], 0.25) for k, v in tensors(average).items()}
@@ -257,17 +261,22 @@ def test_an_average_starts_as_a_frozen_copy_with_float32_in_place_of_half_precis
     assert kinds["half.weight"] == torch.float32 and kinds["double_part.weight"] == torch.float64
     assert kinds["flags"] == torch.bool and kinds["net.1.num_batches_tracked"] == torch.int64
     assert all(torch.equal(v, before[k].to(kinds[k])) for k, v in tensors(average).items())
-    assert not any(p.requires_grad for p in average.parameters()) and all(p.requires_grad for p in online.parameters())
+    assert not any(p.requires_grad for p in average.parameters())
+    assert all(p.requires_grad for p in online.parameters())
     assert same(tensors(online), before)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_networks_whose_weights_are_computed_can_be_copied():
-    """`copy.deepcopy` alone refuses tensors that were computed, which these layers keep after a call."""
-    for layer in (spectral(), nn.utils.weight_norm(nn.Linear(4, 4)), nn.utils.spectral_norm(nn.Linear(4, 4))):
+    """
+    `copy.deepcopy` alone refuses tensors that were computed, which these layers keep after a call.
+    """
+    for layer in (spectral(), nn.utils.weight_norm(nn.Linear(4, 4)),
+            nn.utils.spectral_norm(nn.Linear(4, 4))):
         layer(gaussian(2, 4))
         average = average_of(layer)
-        assert torch.allclose(average.eval()(gaussian(2, 4)), layer.eval()(gaussian(2, 4)), atol=1e-6)
+        answers = [net.eval()(gaussian(2, 4)) for net in (average, layer)]
+        assert torch.allclose(*answers, atol=1e-6)
 
 
 def test_an_average_of_the_same_types_answers_itself():
@@ -278,7 +287,7 @@ def test_an_average_of_the_same_types_answers_itself():
 
 
 def test_a_network_in_half_precision_answers_with_the_weights_of_its_average():
-    """In its own types and by its own computation, buffers and tied weights included; both stay as they are."""
+    """In its own types and by its own computation, buffers and tied weights included."""
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)).bfloat16()
     net[1].weight = net[0].weight
     average, calls = average_of(net), calls_of(net)
@@ -292,9 +301,10 @@ def test_a_network_in_half_precision_answers_with_the_weights_of_its_average():
 
 
 def test_a_compiled_network_answers_by_its_compiled_computation():
-    """So that student and target drop the same values: a compiled network draws its masks in its own order."""
+    """So that student and target drop the same values: compiled, masks are drawn another way."""
     net = shake(AnyRank(dropout=0.5))
-    average, compiled, calls = shake(average_of(net)), torch.compile(net, backend="eager"), calls_of(net)
+    compiled, average = torch.compile(net, backend="eager"), shake(average_of(net))
+    calls = calls_of(net)
     net.requires_grad_()
     nn.init.zeros_(average.out.weight)
     answer = with_weights(compiled, average)(gaussian(4, 3), torch.ones(4))
@@ -316,7 +326,8 @@ def test_what_is_no_generator_is_refused():
 
 def test_a_decay_that_is_no_number_from_zero_to_one_is_refused():
     net = nn.Linear(2, 2)
-    for bad, error in ((-0.1, ValueError), (1.1, ValueError), (float("nan"), ValueError), ("0.9", TypeError), (True, TypeError)):
+    for bad, error in ((-0.1, ValueError), (1.1, ValueError), (float("nan"), ValueError),
+            ("0.9", TypeError), (True, TypeError)):
         with pytest.raises(error, match="^decay"): update_ema_model_(net, net, bad)
 
 
