@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lab app export benchmarks gpu clean
+.PHONY: help demo test fast report lab app export benchmarks gpu clean
 
 # Threads that wait for each other give way soon, which a crowded machine needs; OpenMP reads it when torch is imported.
 # Not for app and lab: after the pause between two moves of a slider the threads would have to be woken for each operation.
-demo test gpu: export GOMP_SPINCOUNT ?= 1000
+demo test fast gpu: export GOMP_SPINCOUNT ?= 1000
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,9 +20,15 @@ demo: .venv/done ## train on real digits, sample, edit, measure; pictures in dem
 	$(BIN)/consistency-models demo
 
 test: .venv/done ## what CI runs: export, clean, notebooks, pytest with a browser
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/browser.sh
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/colab.sh
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/run.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/browser.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/colab.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/run.sh
+
+fast: .venv/done ## the tests that take less than two seconds each, without a browser, in parallel
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" tests
+
+report: .venv/done ## lines over 100 characters and long cells, for whoever tidies up; fails for nothing
+	$(BIN)/python tools/report.py
 
 lab: .venv/done ## open JupyterLab on the lessons
 	$(BIN)/jupyter lab nbs
@@ -33,8 +39,7 @@ app: .venv/done ## show all explorers on one page, in a browser
 export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python tests/readme.py
-	$(BIN)/python tests/stubs.py
+	$(BIN)/python tools/readme.py
 
 benchmarks: .venv/done ## import time and overhead, as ratios; then speed options, sampling and widgets
 	$(BIN)/python benchmarks/import_time.py

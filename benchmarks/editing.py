@@ -1,6 +1,6 @@
 """Zero-shot editing against simple baselines, on held-out images. Run as `python benchmarks/editing.py --root DATA`.
 
-The first test digits of MNIST (read by torchvision from DATA) with the bundled model `mnist`, and new colour shapes with
+The first test digits of MNIST (read by torchvision from DATA) with the bundled model `mnist`, and new color shapes with
 the bundled model `shapes`; both are told the class. PSNR and SSIM compare each image with its truth, the Fréchet
 distance compares all results with all truths in the features of a classifier. Each result of the models is measured for
 several seeds, and so is their mean over the seeds, which is closer to the truth and blurred. The results go to
@@ -15,9 +15,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from consistency_models import (
-    LUMINANCE,
+    color_shapes,
     colorize,
-    colour_shapes,
     denoise,
     frechet_distance,
     from_pretrained,
@@ -27,7 +26,8 @@ from consistency_models import (
     torchvision_dataset,
     train_classifier,
 )
-from consistency_models.cli import open_data
+from consistency_models.data import open_data
+from consistency_models.editing import LUMINANCE
 
 
 def mean_fill(x, mask):
@@ -61,7 +61,7 @@ def best_blur(noisy, truth):
 def digits_tasks(x, labels):
     """For each task on digits: the model's results as a function of the generator, and the baselines"""
     net, generator = from_pretrained("mnist", x.device), torch.Generator().manual_seed(100)
-    for name, title in (("bottom", "inpaint the lower half"), ("center", "inpaint the centre")):
+    for name, title in (("bottom", "inpaint the lower half"), ("center", "inpaint the center")):
         mask = preset_mask(name, 28, 28).to(x)
         filled = {"mean": mean_fill(x, mask), "harmonic": harmonic_fill(x, mask)}
         yield title, lambda g, m=mask: inpaint(net, x, m, generator=g, class_labels=labels), filled
@@ -75,16 +75,16 @@ def digits_tasks(x, labels):
 
 
 def shapes_tasks(x, labels):
-    """The same for colour shapes"""
+    """The same for color shapes"""
     net, generator = from_pretrained("shapes", x.device), torch.Generator().manual_seed(100)
     gray = (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
-    yield "colour shapes: colourise", lambda g: colorize(net, gray, generator=g, class_labels=labels), {"grey": gray.expand_as(x)}
+    yield "color shapes: colorize", lambda g: colorize(net, gray, generator=g, class_labels=labels), {"gray": gray.expand_as(x)}
     low = F.avg_pool2d(x, 4)
     enlarged = {"nearest": F.interpolate(low, scale_factor=4), "bicubic": F.interpolate(low, scale_factor=4, mode="bicubic")}
-    yield "colour shapes: enlarge 4 times", lambda g: super_resolve(net, low, 4, generator=g, class_labels=labels), enlarged
+    yield "color shapes: enlarge 4 times", lambda g: super_resolve(net, low, 4, generator=g, class_labels=labels), enlarged
     noisy = x + 0.5 * torch.randn(x.shape, generator=generator).to(x)
     smooth = {"noisy": noisy.clamp(-1, 1), "best Gaussian filter": best_blur(noisy, x)}
-    yield "colour shapes: denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
+    yield "color shapes: denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
 
 
 def score(results, truth, features):
@@ -120,9 +120,9 @@ def main():
     test = torchvision_dataset("MNIST", options.root, train=False, download=False)
     x, labels = zip(*(test[i] for i in range(options.n)))
     x, labels = torch.stack(x).to(device), torch.tensor(labels, device=device)
-    shapes, kinds = (t.to(device) for t in colour_shapes(options.n, generator=torch.Generator().manual_seed(1)))
+    shapes, kinds = (t.to(device) for t in color_shapes(options.n, generator=torch.Generator().manual_seed(1)))
     features = {"digits": train_classifier(training, classes, 1500).features,
-                "shapes": train_classifier(*(t.to(device) for t in colour_shapes(4000, generator=torch.Generator().manual_seed(2)))).features}
+                "shapes": train_classifier(*(t.to(device) for t in color_shapes(4000, generator=torch.Generator().manual_seed(2)))).features}
     rows = []
     for tasks, truth, kind in ((digits_tasks(x, labels), x, "digits"), (shapes_tasks(shapes, kinds), shapes, "shapes")):
         for row in measure(tasks, truth, features[kind], options.seeds):

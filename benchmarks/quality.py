@@ -31,7 +31,6 @@ from consistency_models import (
     frechet_distance,
     improved_timesteps_schedule,
     karras_schedule,
-    learning_rate,
     load_digits,
     lognormal_timestep_distribution,
     measure_sigma_data,
@@ -40,7 +39,9 @@ from consistency_models import (
     train_classifier,
     update_ema_model_,
 )
-from consistency_models.cli import sample_classes, yardstick
+from consistency_models.metrics import reference_distance
+from consistency_models.pretrained import sample
+from consistency_models.trainer import learning_rate
 
 DROPOUT, BATCH, DECAY = 0.1, 64, 0.99
 OURS = {"final_timesteps": 40, "lognormal_mean": -1.1, "sigma_data": None, "peak": 2e-3, "decay": True, "betas": (0.9, 0.99)}
@@ -61,11 +62,11 @@ def published_loss(net, x, labels, step, steps, settings, generator):
     n = lognormal_timestep_distribution(len(x), sigmas, settings["lognormal_mean"], 2.0, generator)
     noise = torch.randn(x.shape, generator=generator, device=x.device)
     call = partial(model_forward_wrapper, net, sigma_data=settings["sigma_data"], class_labels=labels)
-    current, following = (sigmas[i].to(x)[:, None, None, None] for i in (n, n + 1))
-    predicted = call(x=x + following * noise, sigma=following.flatten())
-    with torch.no_grad(): target = call(x=x + current * noise, sigma=current.flatten())
+    lower, upper = (sigmas[i].to(x)[:, None, None, None] for i in (n, n + 1))
+    predicted = call(x=x + upper * noise, sigma=upper.flatten())
+    with torch.no_grad(): target = call(x=x + lower * noise, sigma=lower.flatten())
     c = 0.00054 * math.sqrt(x[0].numel())
-    return ((((predicted - target) ** 2 + c**2).sqrt() - c) / (following - current)).mean()
+    return ((((predicted - target) ** 2 + c**2).sqrt() - c) / (upper - lower)).mean()
 
 
 def update_tensor_by_tensor(average, net, decay):
@@ -111,14 +112,14 @@ def run(case, steps, seed, threads):
     net, seconds, memory = train(case, steps, seed, device)
     images, labels = (t.to(device) for t in load_digits())
     judge = train_classifier(images, labels)
-    distance = [frechet_distance(images, sample_classes(net, labels, images.shape[1:], (80.0,), s), judge.features) for s in range(2)]
+    distance = [frechet_distance(images, sample(net, len(labels), (80.0,), labels, s, images.shape[1:]), judge.features) for s in range(2)]
     return {"case": case, "seed": seed, "steps": steps, "seconds_a_step": seconds, "memory_mib": memory, "distance": statistics.mean(distance)}
 
 
 def real_halves():
     """The distance of two halves of the real digits, which sampling alone causes"""
     images, labels = load_digits()
-    return statistics.mean(yardstick(images, train_classifier(images, labels).features))
+    return statistics.mean(reference_distance(images, train_classifier(images, labels).features))
 
 
 def measure(steps, seeds, threads):

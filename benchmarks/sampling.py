@@ -10,11 +10,12 @@ import torch
 from common import parser, pick_device, wait_for, write
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
-from consistency_models import ConsistencySamplingAndEditing, DiffusersUNet, Precondition
+from consistency_models import Precondition, trajectory
+from consistency_models.pretrained import DiffusersUNet
 
 
 def make_network(device):
-    """A U-Net of diffusers for colour images of 32 by 32 pixels, with random weights"""
+    """A U-Net of diffusers for color images of 32 by 32 pixels, with random weights"""
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=32, layers_per_block=2, block_out_channels=(64, 128), resnet_time_scale_shift="scale_shift", num_class_embeds=10,
@@ -26,7 +27,7 @@ def contenders(network, steps, n, device):
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, rho=7.0, clip_denoised=True)
     pipeline = ConsistencyModelPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    net, sampler = Precondition(DiffusersUNet(network), 0.5), ConsistencySamplingAndEditing()
+    net = Precondition(DiffusersUNet(network), 0.5)
     labels, y = torch.zeros(n, dtype=torch.long, device=device), torch.empty(n, 3, 32, 32, device=device)
     x, timestep = torch.randn(n, 3, 32, 32, device=device), torch.full((n,), 1000 * 0.25 * torch.tensor(80.0).log(), device=device)
     timesteps = {1: None, 2: [22, 0]}[steps]
@@ -35,7 +36,7 @@ def contenders(network, steps, n, device):
     def bare():
         for _ in range(steps): network(x, timestep, class_labels=labels)
 
-    def package(): return sampler(net, y, [80.0, 0.8][:steps], clip_denoised=True, class_labels=labels)
+    def package(): return list(trajectory(net, y, [80.0, 0.8][:steps], class_labels=labels))
 
     def diffusers():
         chosen = {"timesteps": timesteps, "num_inference_steps": None} if timesteps else {"num_inference_steps": steps}

@@ -15,7 +15,7 @@ from common import parser, pick_device, wait_for, write
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from consistency_models import ConsistencySamplingAndEditing, ImprovedConsistencyTraining, Trainer, UNet
+from consistency_models import ImprovedConsistencyTraining, Trainer, UNet, trajectory
 
 PLAIN = {"patch": 1, "precision": "no", "channels_last": False, "compile": False, "fused": False}
 OPTIONS = {
@@ -32,7 +32,8 @@ def make_trainer(settings, data, batch_size, steps):
     torch.manual_seed(0)
     net = UNet(channels=(48, 96), num_classes=10, patch=patch)
     optimizer = partial(torch.optim.Adam, betas=(0.9, 0.99), fused=fused, foreach=not fused)
-    return Trainer(net, data, steps=steps, labels=True, batch_size=batch_size, optimizer=optimizer, **settings)
+    return Trainer(net, data, steps=steps, conditions=("class_labels",), batch_size=batch_size,
+                   optimizer=optimizer, **settings)
 
 
 def random_images(n):
@@ -65,11 +66,12 @@ def sampling_seconds(settings, batch_size, device, times, together=1):
     settings = PLAIN | settings
     net = UNet(channels=(48, 96), num_classes=10, patch=settings["patch"]).to(device).eval()
     if settings["channels_last"]: net = net.to(memory_format=torch.channels_last)
-    model, sampler = torch.compile(net) if settings["compile"] else net, ConsistencySamplingAndEditing(sigma_data=net.sigma_data)
+    model = torch.compile(net) if settings["compile"] else net
     y, labels = torch.empty(batch_size, 1, 28, 28, device=device), torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def sample():
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"): sampler(model, y, [80.], class_labels=labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+            list(trajectory(model, y, [80.], class_labels=labels))
 
     for _ in range(3): sample()
     return seconds_each(sample, device, times, together)

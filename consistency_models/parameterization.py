@@ -163,7 +163,7 @@ def consistency_function(
 def model_forward_wrapper(
     model:Callable, # the network $F_\theta$: any callable `model(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
-    sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
+    sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
     sigma_data:float=0.5, # standard deviation of the clean data
     sigma_min:float=0.002, # the smallest noise level; up to it $f(x, \sigma) = x$
     **kwargs, # handed to `model`
@@ -190,13 +190,13 @@ class Precondition(nn.Module):
 # %% ../nbs/13_parameterization.ipynb #29e41956
 def gaussian_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
-    sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
+    sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
     mean:float=0., # $\mu$ of the data
     std:float=0.5, # $s$ of the data
     sigma_min:float=0.002, # where the path ends
 ) -> Tensor: # the exact $f^*(x, \sigma)$
     "The exact consistency function of data distributed as $\\mathcal N(\\mu, s^2)$"
     check_floating(x, "x")
-    sigma, end = _levels(one_level_each(sigma, x), sigma_min)
-    shrink = ((std**2 + end**2) / (std**2 + sigma.maximum(end)**2)).sqrt()
+    level, end = _levels(one_level_each(sigma, x), sigma_min)
+    shrink = ((std**2 + end**2) / (std**2 + level.maximum(end)**2)).sqrt()
     return (mean + (x - mean) * pad_dims_like(shrink, x)).to(x.dtype)

@@ -15,7 +15,7 @@ from .utils import as_double, pad_dims_like
 # %% ../nbs/12_paths.ipynb #effcaf9f
 def ideal_denoiser(
     x:Tensor, # noisy samples, shape `(batch, ...)`
-    sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
+    sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
     data:Tensor, # all clean samples, shape `(m, ...)`
 ) -> Tensor: # $E[x_0 | x_\sigma = x]$, shape of `x`
     "The best possible denoiser of a finite data set: Karras et al. (2022), appendix B.3"
@@ -32,7 +32,7 @@ def ideal_denoiser(
 # %% ../nbs/12_paths.ipynb #d2d9474a
 def exact_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
-    sigma:Tensor, # noise levels, shape `(batch,)`, or one number for all
+    sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
     data:Tensor, # all clean samples, shape `(m, ...)`
     steps:int=40, # steps of Heun's method
     sigma_min:float=0.002, # where the path ends

@@ -1,10 +1,29 @@
 """Small networks and helpers that several test files share."""
 
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset, TensorDataset
 
-from consistency_models import gaussian_consistency_function, output_scaling, skip_scaling
+from consistency_models import (
+    MLP,
+    ConsistencyTraining,
+    ImprovedConsistencyTraining,
+    Trainer,
+    UNet,
+    gaussian_consistency_function,
+    output_scaling,
+    skip_scaling,
+    two_moons,
+)
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
@@ -126,3 +145,129 @@ def images():
 @pytest.fixture
 def my_kwarg():
     return torch.tensor([0, 1, 2, 3])
+
+
+# Small runs of the trainer
+
+POINTS = two_moons(500, generator=seeded())
+
+
+def make_trainer(out=None, net=None, data=None, **settings):
+    """A small trainer whose weights start from seed 0; `net` makes the network."""
+    torch.manual_seed(0)
+    settings = {"steps": 30, "batch_size": 16, "objective": ICT} | settings
+    data = TensorDataset(POINTS) if data is None else data
+    return Trainer(net() if net else MLP(width=16, depth=1), data, out=out, **settings)
+
+
+ICT, CT = ImprovedConsistencyTraining(final_timesteps=20), ConsistencyTraining(final_timesteps=20)
+
+
+def run(trainer, until=None):
+    """Train up to a step and return the trainer."""
+    for state in trainer.train():
+        if state.step == until: break
+    return trainer
+
+
+def weights(trainer):
+    """All that the network, its average and the objective keep."""
+    parts = trainer.net, trainer.average, trainer.objective
+    return [v for part in parts for v in part.state_dict().values()]
+
+
+def same(a, b):
+    """Do two trainers agree to the last bit?"""
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def resumed(folder, until, **settings):
+    """A run that is stopped after a step, thrown away, and taken to its end by another trainer."""
+    run(make_trainer(folder, **settings), until)
+    trainer = make_trainer(folder, **settings)
+    assert trainer.resume() and trainer.step == until
+    return run(trainer)
+
+
+class Layer(nn.Module):
+    """A layer as a network; with labels it ignores them."""
+
+    def __init__(self, layer=None):
+        super().__init__()
+        self.layer = layer or nn.Linear(2, 2)
+
+    def forward(self, x, sigma, class_labels=None):
+        return self.layer(x.to(next(self.layer.parameters()).dtype)).to(x.dtype)
+
+
+class LearnedWeight(ImprovedConsistencyTraining):
+    """Improved consistency training that learns the weight of each noise level."""
+
+    def attach(self, net):
+        super().attach(net)
+        p = next(net.parameters())
+        self.kept["u"] = nn.Linear(1, 1, device=p.device)
+
+    def loss(self, output):
+        u = self.kept["u"](output.upper.float().log()[:, None])[:, 0]
+        return super().loss(output) * (-u).exp() + u
+
+
+class Pairs(Dataset):
+    """Images and labels without a tensor behind them."""
+    def __init__(self, x, y): self.x, self.y = x, y
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i], int(self.y[i])
+
+
+def images_and_labels(n=64):
+    """Noise as images, of three classes."""
+    g = seeded(5)
+    return torch.randn(n, 1, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g)
+
+
+def small_unet():
+    """A U-Net for these images."""
+    return UNet(channels=(8, 16), num_classes=3, dropout=0.2)
+
+
+LABELED = {"net": small_unet, "conditions": ("class_labels",)}   # settings of a trainer on them
+
+
+def free_port():
+    """A port that nobody uses."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def on_two_processes(*command, processes=2, wait=True):
+    """What a program prints that Accelerate runs on two processes of the CPU, or on one; or the process, at once."""
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
+    tests = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, *(launch if processes > 1 else []), *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+    if not wait: return process
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return printed
+
+
+# Widgets
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Fails a test that starts a thread: what a thread sets on a widget is not shown on Colab."""
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"{thread} was started"))
+
+
+def picture(live):
+    """The picture of an explorer that has no complaint."""
+    assert live.message.value == ""
+    return live.picture.value
+
+
+def pixels(png):
+    """The pixels of a PNG, whatever the way it was packed."""
+    with Image.open(io.BytesIO(png)) as image: return image.size, image.convert("RGB").tobytes()

@@ -1,13 +1,14 @@
 """Widgets as a page talks to them: messages to a real kernel, of the newest versions and of Colab's.
 
 Colab shows what a widget receives as the answer to a message, and drops what a thread sends later. Its versions stand in
-an environment of their own, which `bash tests/colab.sh` makes.
+an environment of their own, which `bash tools/colab.sh` makes.
 """
 
 import json
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
-from consistency_models import to_png
+from consistency_models.pictures import to_png
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 COLAB = ROOT / ".venv/colab/bin/python"
 OWN = to_png((torch.rand(3, 40, 60) * 255).byte())
@@ -24,7 +26,7 @@ OWN = to_png((torch.rand(3, 40, 60) * 255).byte())
 
 def python_of(name):
     if name == "newest": return sys.executable
-    if not COLAB.exists(): pytest.fail("no environment with Colab's versions: run `bash tests/colab.sh`")
+    if not COLAB.exists(): pytest.fail("no environment with Colab's versions: run `bash tools/colab.sh`")
     return str(COLAB)
 
 
@@ -32,7 +34,8 @@ def test_the_tests_of_the_widgets_pass_with_colabs_versions():
     versions = "import ipywidgets, ipykernel, IPython, traitlets; print(*(m.__version__ for m in (ipywidgets, ipykernel, IPython, traitlets)))"
     run = lambda *command: subprocess.run([python_of("colab"), *command], cwd=ROOT, capture_output=True, text=True)
     assert run("-c", versions).stdout.split() == ["7.7.1", "6.17.1", "7.34.0", "5.7.1"]
-    result = run("-m", "pytest", "-q", "tests/test_widgets.py")
+    files = [f"tests/test_{name}.py" for name in ("live", "painter", "explorers", "editor", "widgets")]
+    result = run("-m", "pytest", "-q", *files)
     assert result.returncode == 0, result.stdout[-3000:]
 
 
@@ -91,22 +94,16 @@ def page(request, tmp_path_factory):
 
 
 EXPLORERS = {
-    "sampling_explorer('digits')": ("controls['seed']", 5), "editing_explorer('digits')": ("controls['n']", 3),
-    "schedule_explorer()": ("controls['rho']", 3.), "trajectory_explorer()": ("controls['seed']", 5),
-    "app().children[1].children[0]": ("controls['seed']", 5)}
+    "sampling_explorer('digits')": ("controls['seed']", {"value": 5}),
+    "editing_explorer('digits')": ("surface", {"strokes": "data:image/png;base64," + b64encode(to_png(torch.zeros(1, 8, 8).byte())).decode()}),
+    "app().children[1].children[0]": ("controls['seed']", {"value": 5})}
 
 
 @pytest.mark.parametrize("line", EXPLORERS)
-def test_the_picture_is_the_answer_to_the_message_that_moved_the_slider(page, line):
-    control, value = EXPLORERS[line]
+def test_the_picture_is_the_answer_to_what_the_page_sent(page, line):
+    part, state = EXPLORERS[line]
     page.run(f"live = {line}")
-    changes = page.change(f"live.{control}", {"value": value})
-    assert "value" in changes[page.value("live.picture.model_id")]
-
-
-def test_a_stroke_is_answered_with_a_picture(page):
-    page.run("live = editing_explorer('digits')\nother = PaintSurface(width=8, height=8)\nother.set_mask(preset_mask('left', 8, 8))")
-    changes = page.change("live.surface", {"strokes": page.value("other.strokes")})
+    changes = page.change(f"live.{part}", state)
     assert "value" in changes[page.value("live.picture.model_id")] and page.value("live.message.value") == ""
 
 

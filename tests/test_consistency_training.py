@@ -25,7 +25,6 @@ from consistency_models import (
     Levels,
     Objective,
     UNet,
-    add_noise,
     consistency_function,
     consistency_pair,
     gaussian_consistency_function,
@@ -36,6 +35,7 @@ from consistency_models import (
     squared_error,
     timesteps_schedule,
 )
+from consistency_models.consistency_training import add_noise
 from consistency_models.utils import random_state
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)

@@ -18,7 +18,9 @@ from consistency_models import (
     ConsistencySamplingAndEditing,
     ConsistencyTraining,
     ImprovedConsistencyTraining,
+    Levels,
     Trainer,
+    consistency_function,
     consistency_pair,
     inpaint,
     two_moons,
@@ -136,10 +138,10 @@ def test_stopped_and_resumed_equals_whole_in_half_precision(tmp_path, settings):
 def test_a_compiled_network_drops_the_same_for_student_and_target(device):
     net = nn.ModuleList([MLP(width=16, depth=1), nn.Dropout(0.5)]).to(device)
     compiled, x = torch.compile(lambda x, sigma: net[1](net[0](x, sigma) + 1)), POINTS[:64].to(device)
-    levels = torch.logspace(-2, 1.9, 64, device=device)
-    predicted, target = consistency_pair(compiled, compiled, x, gaussian(64, 2).to(device), levels, levels)
+    f, noise, sigma = consistency_function(compiled), gaussian(64, 2).to(device), torch.logspace(-2, 1.9, 64, device=device)
+    predicted, target = consistency_pair(f, f, x, noise, Levels(sigma, sigma))
     assert torch.allclose(predicted, target, atol=1e-4)
-    again, _ = consistency_pair(compiled, compiled, x, gaussian(64, 2).to(device), levels, levels)
+    again, _ = consistency_pair(f, f, x, noise, Levels(sigma, sigma))
     assert not torch.allclose(predicted, again, atol=1e-2)   # the next step drops others
 
 
@@ -168,7 +170,7 @@ g = torch.Generator().manual_seed(0)
 data = TensorDataset(torch.randn(100, 1, 8, 8, generator=g).tanh(), torch.randint(3, (100,), generator=g))
 torch.manual_seed(0)
 net = UNet(channels=(8, 16), num_classes=3, dropout=0.2)
-trainer = Trainer(net, data, steps=40, batch_size=16, labels=True, channels_last=True, out=folder, checkpoint_every=2,
+trainer = Trainer(net, data, steps=40, batch_size=16, conditions=("class_labels",), channels_last=True, out=folder, checkpoint_every=2,
                   objective=ImprovedConsistencyTraining(final_timesteps=20))
 assert trainer.device.type == device, trainer.device
 trainer.resume()

@@ -1,45 +1,42 @@
-"""Zero-shot editing: operators, tasks, exactness, and errors."""
+"""Zero-shot editing: maps, tasks, exactness, and errors."""
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from conftest import seeded
+from torch import equal, nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from consistency_models import (
-    LUMINANCE,
-    MLP,
+    ConsistencyFunction,
     ConsistencySamplingAndEditing,
     Operator,
-    as_network,
     colorization,
     colorize,
-    colour_shapes,
+    consistency_function,
     denoise,
     edit,
     editing_sigmas,
-    in_basis,
+    from_pretrained,
     inpaint,
     interpolate_latents,
-    join_patches,
     karras_schedule,
-    model_forward_wrapper,
-    orthogonal_basis,
     outpaint,
     preset_mask,
     slerp,
-    split_patches,
     stroke_to_image,
     super_resolution,
     super_resolve,
+    trajectory,
 )
+from consistency_models.editing import LUMINANCE, in_basis, join_patches, orthogonal_basis, split_patches
 
 SIGMAS = [80., 5., 0.5]
-
-
-def seeded(seed=0): return torch.Generator().manual_seed(seed)
+nan = math.nan
 
 
 def plain(x, sigma):
@@ -48,17 +45,23 @@ def plain(x, sigma):
 
 
 def knows(truth):
-    """A network whose consistency function always answers `truth`."""
-    return as_network(lambda x, sigma: truth)
+    """A consistency function that always answers `truth`."""
+    return ConsistencyFunction(lambda x, sigma: truth)
 
 
-def uniform(*shape, dtype=torch.float32): return torch.rand(shape, generator=seeded(), dtype=dtype) * 2 - 1
+def uniform(*shape, dtype=torch.float32):
+    return torch.rand(shape, generator=seeded(), dtype=dtype) * 2 - 1
 
 
-def grey(x): return (x * torch.tensor(LUMINANCE, dtype=x.dtype).view(3, 1, 1)).sum(1, keepdim=True)
+def luminance(x):
+    weights = torch.tensor((0.2989, 0.5870, 0.1140), dtype=x.dtype)
+    return (x * weights.view(3, 1, 1)).sum(1, keepdim=True)
 
 
-def means(x, factor): return split_patches(x, factor).mean(-1)
+def means(x, factor):
+    """The mean of each patch, by its definition."""
+    for axis in range(2, x.ndim): x = x.unflatten(axis, (-1, factor)).mean(axis + 1)
+    return x
 
 
 def low_frequencies(size, keep):
@@ -68,340 +71,349 @@ def low_frequencies(size, keep):
     waves[0] /= 2**0.5
     mask = torch.ones(size, size)
     mask[:keep, :keep] = 0
-    return Operator(mask, lambda x: waves.to(x) @ x @ waves.T.to(x), lambda u: waves.T.to(u) @ u @ waves.to(u))
+    return Operator(mask, lambda x: waves.to(x) @ x @ waves.T.to(x),
+                    lambda u: waves.T.to(u) @ u @ waves.to(u))
 
 
+WAVES = low_frequencies(4, 2)
 half = torch.tensor([0., 0., 1., 1.]).view(4, 1).expand(4, 4)
 
-# A perfect model: each task gives back the truth
-
-TASKS = {
-    "inpaint": (lambda net, x, **o: inpaint(net, torch.where(half == 1, -0.3, x), half, SIGMAS, **o), (5, 3, 4, 4)),
-    "outpaint": (lambda net, x, **o: outpaint(net, x[..., 1:-1, 1:-1], 1, SIGMAS, **o), (5, 3, 4, 4)),
-    "outpaint below": (lambda net, x, **o: outpaint(net, x[..., :-2, :], (0, 0, 0, 2), SIGMAS, **o), (5, 3, 4, 4)),
-    "colorize": (lambda net, x, **o: colorize(net, grey(x), SIGMAS, **o), (5, 3, 4, 4)),
-    "super_resolve": (lambda net, x, **o: super_resolve(net, means(x, 2), 2, SIGMAS, **o), (5, 3, 4, 4)),
-    "super_resolve by 3": (lambda net, x, **o: super_resolve(net, means(x, 3), 3, SIGMAS, **o), (5, 1, 6, 9)),
-    "super_resolve 1-d": (lambda net, x, **o: super_resolve(net, means(x, 4), 4, SIGMAS, **o), (5, 2, 8)),
-    "super_resolve 3-d": (lambda net, x, **o: super_resolve(net, means(x, 2), 2, SIGMAS, **o), (5, 1, 4, 2, 6)),
-    "low frequencies": (lambda net, x, **o: edit(net, x, low_frequencies(4, 2), SIGMAS, **o), (5, 3, 4, 4)),
-    "denoise": (lambda net, x, **o: denoise(net, x + 0.5, 0.5, **o), (5, 3, 4, 4)),
-    "stroke_to_image": (lambda net, x, **o: stroke_to_image(net, x, **o), (5, 3, 4, 4)),
-    "interpolate_latents": (lambda net, x, **o: interpolate_latents(net, x, x.flip(-1), 0.3, **o), (5, 3, 4, 4)),
+TASKS = {   # each as a function of the network and the truth
+    "inpaint": (lambda f, x, **o: inpaint(f, torch.where(half == 1, -0.3, x), half, SIGMAS, **o),
+        (5, 3, 4, 4)),
+    "outpaint": (lambda f, x, **o: outpaint(f, x[..., :-2, 1:], (1, 0, 0, 2), SIGMAS, **o),
+        (5, 3, 4, 4)),
+    "colorize": (lambda f, x, **o: colorize(f, luminance(x), SIGMAS, **o), (5, 3, 4, 4)),
+    "super_resolve": (lambda f, x, **o: super_resolve(f, means(x, 3), 3, SIGMAS, **o),
+        (5, 1, 6, 9)),
+    "super_resolve 3-d": (lambda f, x, **o: super_resolve(f, means(x, 2), 2, SIGMAS, **o),
+        (5, 1, 4, 2, 6)),
+    "low frequencies": (lambda f, x, **o: edit(f, x, WAVES, SIGMAS, **o), (5, 3, 4, 4)),
+    "denoise": (lambda f, x, **o: denoise(f, x + 0.5, 0.5, **o), (5, 3, 4, 4)),
+    "stroke_to_image": (lambda f, x, **o: stroke_to_image(f, x, **o), (5, 3, 4, 4)),
+    "interpolate_latents": (lambda f, x, **o: interpolate_latents(f, x, x.flip(-1), 0.3, **o),
+        (5, 3, 4, 4)),
 }
 each_task = pytest.mark.parametrize("task, shape", TASKS.values(), ids=TASKS)
+some_tasks = pytest.mark.parametrize(
+    "task, shape", [TASKS[name] for name in ("inpaint", "colorize", "interpolate_latents")])
 
 
-@each_task
-@pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-5), (torch.float64, 1e-12)))
-def test_a_perfect_model_gives_back_the_truth(task, shape, dtype, tolerance):
-    truth = uniform(*shape, dtype=dtype)
-    x = task(knows(truth), truth, generator=seeded())
-    assert x.dtype == dtype
-    torch.testing.assert_close(x, truth, rtol=0, atol=tolerance)
-
+# Equals the paper
 
 @each_task
+def test_a_perfect_model_gives_back_the_truth(task, shape):
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        truth = uniform(*shape, dtype=dtype)
+        x = task(knows(truth), truth, generator=seeded())
+        assert x.dtype == dtype
+        assert_close(x, truth, rtol=0, atol=tolerance)
+
+
+def test_maps_turn_and_turn_back():
+    maps = ((colorization(), (2, 3, 4, 5)), (super_resolution(3), (2, 1, 6, 9)),
+            (super_resolution(4, dims=1), (2, 3, 8)),
+            (super_resolution(2, dims=3), (2, 1, 4, 2, 6)))
+    for operator, shape in maps:
+        for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-13)):
+            x = uniform(*shape, dtype=dtype)
+            u = operator.transform_fn(x)
+            assert u.dtype == dtype
+            assert_close(operator.inverse_transform_fn(u), x, rtol=0, atol=tolerance)
+            assert_close(u.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+
+
+def test_the_first_coordinates_are_luminance_and_means():
+    x = uniform(2, 3, 4, 6, dtype=torch.float64)
+    color, patches = colorization(), super_resolution(2)
+    assert color.mask.flatten().tolist() == [0, 1, 1] and patches.mask.tolist() == [0, 1, 1, 1]
+    length = math.sqrt(0.2989**2 + 0.5870**2 + 0.1140**2)
+    assert_close(color.transform_fn(x)[:, :1], luminance(x) / length)
+    assert_close(patches.transform_fn(x)[..., 0], 2 * means(x, 2))
+
+
+def test_a_basis_is_orthogonal_and_starts_in_the_given_direction():
+    for first in (LUMINANCE, torch.ones(9), [-1., 2.], [0., 1., 0.], [3.]):
+        q, wanted = orthogonal_basis(first), torch.as_tensor(first, dtype=torch.float64)
+        assert_close(q.T @ q, torch.eye(len(wanted), dtype=torch.float64))
+        assert_close(q[:, 0], wanted / wanted.norm())
+
+
+def test_numbers_of_the_paper():
+    printed = [0.4471, 0.8780, 0.1705]   # appendix D of Song et al. (2023)
+    assert orthogonal_basis(LUMINANCE)[:, 0].tolist() == pytest.approx(printed, abs=1e-4)
+    levels = []
+    def net(x, sigma):
+        levels.append(sigma[0].item())
+        return plain(x, sigma)
+    stroke_to_image(net, torch.zeros(2, 1, 2, 2))
+    assert levels == pytest.approx([5.38, 2.24])
+    assert editing_sigmas().tolist() == karras_schedule(40, 0.002, 80., 7.).flip(0).tolist()
+    assert editing_sigmas(3, 0.1).tolist() == karras_schedule(3, 0.1, 80., 7.).flip(0).tolist()
+
+
+@pytest.mark.parametrize("task, options", (
+    (lambda y, **o: inpaint(plain, y, half, SIGMAS, **o), {"mask": half}),
+    (lambda y, **o: edit(plain, y, WAVES, SIGMAS, **o), vars(WAVES)),
+    (lambda y, **o: stroke_to_image(plain, y, SIGMAS, **o), {"start_from_y": True}),
+    (lambda y, **o: denoise(plain, y, 0.7, **o),
+     {"sigmas": [0.7], "start_from_y": True, "add_initial_noise": False})),
+    ids=("inpaint", "edit", "stroke_to_image", "denoise"))
+def test_tasks_are_calls_of_the_published_class_bit_for_bit(task, options):
+    y = uniform(2, 3, 4, 4)
+    options = {"sigmas": SIGMAS} | options
+    x = ConsistencySamplingAndEditing()(plain, y, **options, generator=seeded())
+    assert equal(task(y, clip_denoised=False, generator=seeded()), x)
+
+
+def test_only_luminance_and_means_of_the_reference_matter():
+    y = uniform(2, 3, 4, 4)
+    a = colorize(plain, luminance(y), SIGMAS, generator=seeded())
+    b = super_resolve(plain, means(y, 2), 2, SIGMAS, generator=seeded())
+    for x, operator in ((a, colorization()), (b, super_resolution(2))):
+        expected = edit(plain, y, operator, SIGMAS, generator=seeded())
+        assert_close(x, expected, rtol=0, atol=2e-5)
+
+
+def test_latents_are_noises_on_the_sphere_and_weights_the_share_of_the_second():
+    (a, b), f = torch.randn(2, 4, 6, generator=seeded()), consistency_function(plain)
+    for weights, z in ((0, a), (1., b), (0.25, slerp(a, b, 0.25)),
+                       (torch.tensor([0., 1., 1., 0.]), torch.stack([a[0], b[1], b[2], a[3]]))):
+        x = interpolate_latents(plain, a, b, weights, clip_denoised=False)
+        assert_close(x, f(80 * z, 80.), rtol=1e-4, atol=1e-4)
+    x = interpolate_latents(plain, a, b, 0.25, [20.], clip_denoised=False)
+    assert_close(x, f(20 * slerp(a, b, 0.25), 20.))
+
+
+# Keeps its promises
+
+@each_task
+def test_a_network_with_its_arguments_and_its_consistency_function_give_the_same(task, shape):
+    x = uniform(*shape)
+    def net(z, sigma, class_labels): return class_labels * plain(z, sigma)
+    net.sigma_data = 0.8
+    y = task(net, x, generator=seeded(), class_labels=0.7)
+    f, other = (consistency_function(net, 0.8, class_labels=label) for label in (0.7, 0.6))
+    assert equal(task(f, x, generator=seeded()), y)
+    assert not equal(task(other, x, generator=seeded()), y)
+    assert not equal(task(lambda *given: net(*given, 0.7), x, generator=seeded()), y)    # 0.5
+    with pytest.raises(TypeError, match="takes no further arguments.* class_labels"):
+        task(f, x, class_labels=0.7)
+
+
+@some_tasks
 def test_samples_of_a_batch_do_not_influence_each_other(task, shape):
     x = uniform(*shape)
     other = x.clone()
     other[2] = -0.9 * x[2]
     a, b = (task(plain, reference, generator=seeded()) for reference in (x, other))
-    assert torch.equal(a[[0, 1, 3, 4]], b[[0, 1, 3, 4]]) and not torch.equal(a[2], b[2])
+    assert equal(a[[0, 1, 3, 4]], b[[0, 1, 3, 4]]) and not equal(a[2], b[2])
 
 
-@each_task
-def test_a_trajectory_ends_in_the_result(task, shape):
-    x = uniform(*shape)
-    steps = list(task(plain, x, generator=seeded(), trajectory=True))
-    assert torch.equal(steps[-1][2], task(plain, x, generator=seeded())) and len(steps) in (1, 2, 3)
-    assert [s for s, _, _ in steps] == sorted((s for s, _, _ in steps), reverse=True)
-
-
-@each_task
-def test_answers_are_clamped_unless_told_otherwise(task, shape):
-    x = 0.9 * uniform(*shape)
-    def loud(x, sigma): return 100 * torch.arange(x.numel()).sin().view_as(x)
-    assert task(loud, x, generator=seeded()).abs().max() < 3.5
+@some_tasks
+def test_answers_are_clamped_unless_told_otherwise_and_the_input_is_left_alone(task, shape):
+    x = (0.9 * uniform(*shape)).bfloat16()
+    before = x.clone()
+    def loud(z, sigma): return 100 * torch.arange(z.numel()).sin().view_as(z).to(z)
+    y = task(loud, x, generator=seeded())
+    assert y.dtype == torch.bfloat16 and y.abs().max() < 3.5 and equal(x, before)
     assert task(loud, x, generator=seeded(), clip_denoised=False).abs().max() > 5
 
 
-@each_task
-def test_model_arguments_sampler_and_generator_arrive(task, shape):
-    heard = []
-    def model(x, sigma, scale):
-        heard.append(scale)
-        return scale * x
-    x, sampler = uniform(*shape), ConsistencySamplingAndEditing(sigma_min=0.1, sigma_data=1.)
-    a, b = (task(model, x, generator=seeded(), sampler=sampler, **given) for given in ({"scale": 2.}, {"model_kwargs": {"scale": 2.}}))
-    assert torch.equal(a, b) and set(heard) == {2.}
-    assert not torch.equal(a, task(model, x, generator=seeded(), scale=2.))
-
-
-@each_task
-def test_editing_leaves_its_input_alone_and_keeps_bfloat16(task, shape):
-    x = uniform(*shape).bfloat16()
-    before = x.clone()
-    assert task(plain, x, generator=seeded()).dtype == torch.bfloat16 and torch.equal(x, before)
-
-
-# What is known comes back, whatever the model answers
-
-def test_inpainting_keeps_known_values_bit_for_bit():
+def test_inpainting_and_outpainting_keep_known_values_bit_for_bit():
     x = uniform(5, 3, 4, 4)
-    y = inpaint(plain, torch.where(half == 1, math.nan, x).nan_to_num(9.), half, generator=seeded())
-    assert torch.equal(y[..., :2, :], x[..., :2, :])
+    y = inpaint(plain, torch.where(half == 1, 9e9, x), half, generator=seeded())
+    assert equal(y[..., :2, :], x[..., :2, :])
+    y = outpaint(plain, x, (1, 2, 3, 0), SIGMAS, generator=seeded())
+    assert y.shape == (5, 3, 7, 7) and equal(y[..., 3:, 1:-2], x)
+    y = outpaint(plain, x, 2, SIGMAS, generator=seeded())
+    assert y.shape == (5, 3, 8, 8) and equal(y[..., 2:-2, 2:-2], x)
+    assert outpaint(plain, uniform(2, 1, 5), 2, SIGMAS).shape == (2, 1, 9)
 
 
-def test_outpainting_keeps_the_middle_bit_for_bit():
-    x = uniform(2, 3, 4, 6)
-    y = outpaint(plain, x, (1, 2, 3, 0), generator=seeded())
-    assert y.shape == (2, 3, 7, 9) and torch.equal(y[..., 3:, 1:-2], x)
-    assert outpaint(plain, uniform(2, 1, 5), 2).shape == (2, 1, 9)
+def test_luminance_and_means_are_kept_whatever_the_model_answers_also_under_autocast():
+    gray, low = uniform(4, 1, 8, 8), uniform(2, 3, 4, 4)
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            x = colorize(plain, gray, SIGMAS, generator=seeded())
+            y = super_resolve(plain, low, 4, SIGMAS, generator=seeded())
+        assert_close(luminance(x), gray, rtol=0, atol=1e-6)
+        assert y.shape == (2, 3, 16, 16)
+        assert_close(F.avg_pool2d(y, 4), low, rtol=0, atol=1e-6)
 
 
-def test_colouring_keeps_the_luminance():
-    gray = uniform(4, 1, 8, 8)
-    torch.testing.assert_close(grey(colorize(plain, gray, generator=seeded())), gray, rtol=0, atol=1e-6)
+def test_editing_walks_the_forty_levels_down_to_the_smallest_by_default():
+    def levels_of(task, wrap=lambda net: net, **options):
+        levels = []
+        def net(x, sigma):
+            levels.append(sigma[0].item())
+            return plain(x, sigma)
+        task(wrap(net), **options)
+        return levels
+    for task in (lambda f, **o: inpaint(f, torch.zeros(2, 3), torch.ones(3), **o),
+                 lambda f, **o: colorize(f, torch.zeros(2, 1, 2, 2), **o),
+                 lambda f, **o: super_resolve(f, torch.zeros(2, 1, 2, 2), 2, **o),
+                 lambda f, **o: outpaint(f, torch.zeros(2, 1, 2), 1, **o)):
+        assert levels_of(task) == karras_schedule(40).flip(0).tolist()
+        expected = karras_schedule(40, 0.01).flip(0).tolist()
+        assert levels_of(task, partial(consistency_function, sigma_min=0.01)) == expected
+        assert levels_of(task, sigma_min=0.01) == expected
 
 
-@pytest.mark.parametrize("shape, factor", (((2, 3, 4, 4), 2), ((2, 1, 2, 3), 4), ((2, 1, 5), 3), ((1, 1, 2, 3, 2), 2)))
-def test_super_resolution_keeps_the_means(shape, factor):
-    low = uniform(*shape)
-    x = super_resolve(plain, low, factor, generator=seeded())
-    assert x.shape == (*shape[:2], *(n * factor for n in shape[2:]))
-    torch.testing.assert_close(means(x, factor), low, rtol=0, atol=1e-6)
-
-
-# Operators
-
-@pytest.mark.parametrize("first", (LUMINANCE, torch.ones(4), torch.ones(9), torch.ones(64), [-1., 2.], [3.], [0., 1., 0.]))
-def test_a_basis_is_orthogonal_and_starts_in_the_given_direction(first):
-    q, wanted = orthogonal_basis(first), torch.as_tensor(first).double()
-    torch.testing.assert_close(q.T @ q, torch.eye(len(wanted), dtype=torch.float64))
-    torch.testing.assert_close(q[:, 0], wanted / wanted.norm())
-
-
-def test_the_luminance_axis_is_that_of_the_paper():
-    printed = [0.4471, 0.8780, 0.1705]   # appendix D of Song et al. (2023)
-    torch.testing.assert_close(orthogonal_basis(LUMINANCE)[:, 0].tolist(), printed, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("first", ([0., 0.], [], [[1., 2.]], [math.nan, 1.], [math.inf, 1.]))
-def test_a_basis_needs_a_direction(first):
-    with pytest.raises(ValueError, match="first must be a direction"): orthogonal_basis(first)
-
-
-@pytest.mark.parametrize("operator, shape", (
-    (colorization(), (2, 3, 4, 5)), (super_resolution(2), (2, 3, 4, 6)), (super_resolution(3), (2, 1, 6, 9)),
-    (super_resolution(4, dims=1), (2, 3, 8)), (super_resolution(2, dims=3), (2, 1, 4, 2, 6)), (low_frequencies(4, 2), (2, 3, 4, 4))))
-@pytest.mark.parametrize("dtype, tolerance", ((torch.float32, 1e-6), (torch.float64, 1e-13)))
-def test_operators_turn_and_turn_back(operator, shape, dtype, tolerance):
-    x = uniform(*shape, dtype=dtype)
-    u = operator.transform_fn(x)
-    assert u.dtype == dtype and (operator.mask == 0).any() and (operator.mask == 1).any()
-    torch.testing.assert_close(operator.inverse_transform_fn(u), x, rtol=0, atol=tolerance)
-    torch.testing.assert_close(u.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
-
-
-@pytest.mark.parametrize("shape, factor", (((2, 3, 4, 6), 2), ((1, 2, 9), 3), ((2, 1, 2, 4, 6), 2)))
-def test_patches_hold_neighbours_and_join_again(shape, factor):
-    x = uniform(*shape)
-    u = split_patches(x, factor)
-    assert u.shape == (*shape[:2], *(n // factor for n in shape[2:]), factor ** (len(shape) - 2))
-    corner = (slice(None), slice(None), *(slice(factor),) * (len(shape) - 2))
-    assert torch.equal(u[(slice(None), slice(None), *(0,) * (len(shape) - 2))], x[corner].flatten(2))
-    assert torch.equal(join_patches(u, factor), x)
-
-
-def test_turning_an_axis_and_back_changes_nothing():
-    x, q = uniform(2, 5, 9), orthogonal_basis(torch.ones(9))
-    torch.testing.assert_close(in_basis(in_basis(x, q), q.T), x)
-
-
-@pytest.mark.parametrize("operator, shape, task", (
-    (Operator(half), (2, 3, 4, 4), lambda y: inpaint(plain, y, half, SIGMAS, generator=seeded())),
-    (colorization(), (2, 3, 4, 4), lambda y: colorize(plain, grey(y), SIGMAS, generator=seeded())),
-    (super_resolution(2), (2, 3, 4, 4), lambda y: super_resolve(plain, means(y, 2), 2, SIGMAS, generator=seeded()))))
-def test_operators_work_through_the_published_arguments(operator, shape, task):
-    y = uniform(*shape)
-    x = ConsistencySamplingAndEditing()(
-        plain, y, SIGMAS, mask=operator.mask, transform_fn=operator.transform_fn, inverse_transform_fn=operator.inverse_transform_fn,
-        clip_denoised=True, generator=seeded())
-    torch.testing.assert_close(x, task(y), rtol=0, atol=2e-5)
-
-
-# Noise levels and samplers
-
-class Listening(nn.Module):
-    """A network that notes the noise levels it is given."""
-    def __init__(self, sigma_data=None):
-        super().__init__()
-        self.levels = []
-        if sigma_data: self.sigma_data = sigma_data
-
-    def forward(self, x, sigma):
-        self.levels.append(sigma[0].item())
-        return plain(x, sigma)
-
-
-def test_editing_walks_the_forty_levels_of_the_paper_by_default():
-    for task in (lambda net: inpaint(net, torch.zeros(2, 3), torch.ones(3)), lambda net: colorize(net, torch.zeros(2, 1, 2, 2)),
-                 lambda net: super_resolve(net, torch.zeros(2, 1, 2, 2), 2), lambda net: outpaint(net, torch.zeros(2, 1, 2), 1)):
-        net = Listening()
-        task(net)
-        assert net.levels == editing_sigmas().tolist() == karras_schedule(40).flip(0).tolist() and net.levels[0] == 80
-
-
-def test_strokes_take_the_two_levels_of_the_paper():
-    net = Listening()
-    stroke_to_image(net, torch.zeros(2, 1, 2, 2))
-    assert net.levels == pytest.approx([5.38, 2.24])
-
-
-def test_the_default_levels_end_at_the_samplers_sigma_min():
-    net = Listening()
-    inpaint(net, torch.zeros(2, 3), torch.ones(3), sampler=ConsistencySamplingAndEditing(sigma_min=0.01))
-    assert net.levels[-1] == pytest.approx(0.01)
-
-
-def test_known_values_stay_exact_under_autocast():
-    gray, low = uniform(2, 1, 8, 8), uniform(2, 1, 4, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        x, y = colorize(plain, gray, SIGMAS, generator=seeded()), super_resolve(plain, low, 2, SIGMAS, generator=seeded())
-    torch.testing.assert_close(grey(x), gray, rtol=0, atol=1e-6)
-    torch.testing.assert_close(F.avg_pool2d(y, 2), low, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(2, 2), (3, 3), (8, 3), (28, 28)])
-def test_the_centre_is_never_empty(size):
-    assert 0 < preset_mask("center", *size).mean() <= 1
-
-
-def test_a_network_behind_data_parallel_keeps_its_sigma_data():
-    net, y, mask = MLP(2, 8, 1, sigma_data=1.3), torch.ones(2, 2), torch.tensor([0., 1.])
-    assert torch.equal(*(inpaint(n, y, mask, SIGMAS, generator=seeded()) for n in (net, nn.DataParallel(net))))
-
-
-def test_the_default_sampler_takes_sigma_data_from_the_model():
-    y, mask, own = uniform(3, 4), torch.tensor([0., 1., 1., 0.]), ConsistencySamplingAndEditing(sigma_data=0.8)
-    a = inpaint(Listening(sigma_data=0.8), y, mask, generator=seeded())
-    assert torch.equal(a, inpaint(Listening(), y, mask, sampler=own, generator=seeded()))
-    assert not torch.equal(a, inpaint(Listening(), y, mask, generator=seeded()))
-
-
-def test_denoising_is_one_evaluation_at_the_level_of_the_noise():
-    x = uniform(3, 4) + 2
-    expected = model_forward_wrapper(plain, x, torch.full((3,), 0.7))
-    torch.testing.assert_close(denoise(plain, x, 0.7, clip_denoised=False), expected)
-
-
-def test_a_stroke_is_where_sampling_starts():
-    painting, seen = uniform(2, 1, 4, 4), []
-    def net(x, sigma):
-        seen.append(x)
-        return plain(x, sigma)
-    stroke_to_image(net, painting, [5.], generator=seeded())
-    torch.testing.assert_close(seen[0], painting + 5 * torch.randn(painting.shape, generator=seeded()))
-
-
-# Interpolation of noises
-
-def test_weights_lead_from_the_first_noise_to_the_second():
-    a, b = torch.randn(2, 4, 6, generator=seeded())
-    def at(z): return model_forward_wrapper(plain, 80 * z, torch.full((len(z),), 80.))
-    for weights, z in ((0, a), (1., b), (0.25, slerp(a, b, 0.75)), (torch.tensor([0., 1., 1., 0.]), torch.stack([a[0], b[1], b[2], a[3]]))):
-        torch.testing.assert_close(interpolate_latents(plain, a, b, weights, clip_denoised=False), at(z), rtol=1e-4, atol=1e-4)
+def test_editing_takes_sigma_data_from_a_network_however_it_is_wrapped():
+    net, x, y = from_pretrained("digits"), torch.zeros(2, 1, 8, 8), torch.tensor([3, 4])
+    direct = inpaint(net, x, 1., [80.], generator=seeded(), class_labels=y)
+    for wrapped in (partial(net, class_labels=y), partial(nn.DataParallel(net), class_labels=y)):
+        assert equal(inpaint(wrapped, x, 1., [80.], generator=seeded()), direct)
 
 
 def test_one_pair_of_noises_serves_for_many_weights():
-    a, b = torch.randn(2, 1, 2, 3, generator=seeded())
-    walk, weights = interpolate_latents(plain, a, b, torch.linspace(0, 1, 7)), torch.linspace(0, 1, 7)
-    single = torch.cat([interpolate_latents(plain, a, b, w) for w in weights])
+    (a, b), weights = torch.randn(2, 1, 2, 3, generator=seeded()), torch.linspace(0, 1, 7)
+    walk = interpolate_latents(plain, a, b, weights)
     assert walk.shape == (7, 2, 3)
-    torch.testing.assert_close(walk, single)
-    torch.testing.assert_close(interpolate_latents(plain, a, b, weights.tolist()), walk)
+    one_by_one = [interpolate_latents(plain, a, b, w) for w in weights]
+    assert_close(walk, torch.cat(one_by_one))
+    assert_close(interpolate_latents(plain, a, b, weights.tolist()), walk)
 
 
-@pytest.mark.parametrize("weights, message", (
-    (1.5, "weights must lie between 0 and 1"), (-0.1, "weights must lie"), ([0.5, math.nan], "weights must lie"),
-    (torch.ones(3) / 2, r"weights must be one number or have shape \(2,\)")))
-def test_bad_weights_are_refused(weights, message):
-    with pytest.raises(ValueError, match=message): interpolate_latents(plain, torch.randn(2, 3), torch.randn(2, 3), weights)
+def test_the_last_answer_of_trajectory_is_the_result():
+    y, operator = uniform(2, 3, 4, 4), super_resolution(2)
+    *_, (_, _, x) = trajectory(plain, y, SIGMAS, operator, generator=seeded())
+    assert equal(edit(plain, y, operator, SIGMAS, generator=seeded()), x)
 
 
-def test_noises_of_different_shape_are_refused():
-    with pytest.raises(ValueError, match="a and b must have the same shape"): interpolate_latents(plain, torch.randn(2, 3), torch.randn(2, 4), 0.5)
+def test_patches_hold_neighbors_and_join_again():
+    for shape, factor in (((2, 3, 4, 6), 2), ((1, 2, 9), 3), ((2, 1, 2, 4, 6), 2)):
+        x = uniform(*shape)
+        u = split_patches(x, factor)
+        sizes = [n // factor for n in shape[2:]]
+        assert u.shape == (*shape[:2], *sizes, factor ** len(sizes))
+        first, corner = ((..., *(part,) * (len(shape) - 2)) for part in (0, slice(factor)))
+        assert equal(u.movedim(-1, 2)[first], x[corner].flatten(2))
+        assert equal(join_patches(u, factor), x)
 
 
-# Errors and warnings
-
-@pytest.mark.parametrize("factor", (2.5, "2", None, True, 1, 0, -2))
-def test_a_factor_is_a_whole_number_above_one(factor):
-    with pytest.raises((TypeError, ValueError), match="factor"): super_resolve(plain, torch.zeros(2, 1, 4, 4), factor)
-    with pytest.raises((TypeError, ValueError), match="factor"): super_resolution(factor)
-
-
-def test_a_factor_must_divide_the_size():
-    with pytest.raises(ValueError, match=r"factor 3 does not divide the size \(4, 6\)"):
-        edit(plain, torch.zeros(2, 1, 4, 6), super_resolution(3), SIGMAS)
-
-
-@pytest.mark.parametrize("shape", ((2, 3, 4, 4), (1, 4, 4), (2, 1)))
-def test_colorize_refuses_what_is_no_grey_image(shape):
-    with pytest.raises(ValueError, match=r"gray must have shape \(batch, 1, height, width\)"): colorize(plain, torch.zeros(shape))
-
-
-def test_super_resolution_needs_channels_and_space():
-    with pytest.raises(ValueError, match=r"low must have shape \(batch, channels, ...\)"): super_resolve(plain, torch.zeros(2, 3), 2)
+def test_masks_with_names():
+    parts = {"top": (slice(3), slice(None)), "bottom": (slice(3, None), slice(None)),
+             "left": (slice(None), slice(2)), "right": (slice(None), slice(2, None)),
+             "center": (slice(1, 6), slice(1, 4))}
+    for name, part in parts.items():
+        expected = torch.zeros(1, 7, 5)
+        expected[0][part] = 1
+        assert equal(preset_mask(name, 7, 5), expected), name
+    for name in ("random", "letters"):
+        mask = preset_mask(name, 28, 28)
+        assert mask.shape == (1, 28, 28) and mask.unique().tolist() == [0, 1]
+        assert 0.2 < mask.mean() < 0.8
+    assert equal(preset_mask("random", 28, 28, 1), preset_mask("random", 28, 28, 1))
+    assert not equal(preset_mask("random", 28, 28, 1), preset_mask("random", 28, 28, 2))
+    assert all(0 < preset_mask("center", n, n).mean() <= 1 for n in (2, 3, 8))
 
 
-@pytest.mark.parametrize("mask", (torch.ones(5), torch.ones(3, 1, 1, 1), torch.ones(1, 2, 3, 4, 4)))
-def test_a_mask_must_broadcast(mask):
-    with pytest.raises(ValueError, match="mask of shape"): inpaint(plain, torch.zeros(2, 3, 4, 4), mask)
+RANGES = {
+    "inpaint": lambda x, **o: inpaint(plain, x, torch.zeros(4, 4), [5.], **o),
+    "outpaint": lambda x, **o: outpaint(plain, x, 1, [5.], **o),
+    "colorize": lambda x, **o: colorize(plain, x, [5.], **o),
+    "super_resolve": lambda x, **o: super_resolve(plain, x, 2, [5.], **o),
+    "stroke_to_image": lambda x, **o: stroke_to_image(plain, x, [5.], **o)}
 
 
-def test_a_mask_of_bytes_is_refused():
-    with pytest.raises(ValueError, match="mask must lie between 0"): inpaint(plain, torch.zeros(2, 3), torch.tensor([0, 255, 255]))
-
-
-@pytest.mark.parametrize("task", (
-    lambda x: inpaint(plain, x, torch.zeros(4, 4)), lambda x: colorize(plain, x), lambda x: super_resolve(plain, x, 2),
-    lambda x: stroke_to_image(plain, x), lambda x: outpaint(plain, x, 1)))
-def test_values_of_another_range_are_warned_of(task):
-    with pytest.warns(UserWarning, match="values from 0 to 255, but the model works in"): task(torch.linspace(0, 255, 16).view(1, 1, 4, 4))
+@pytest.mark.parametrize("task", RANGES.values(), ids=RANGES)
+def test_values_of_another_range_are_warned_of_once(task):
+    ramp = torch.linspace(0, 1, 16).view(1, 1, 4, 4)
+    for low, high in ((0, 255), (-3, 0)):
+        message = f"values from {low} to {high}, but the model works in"
+        with pytest.warns(UserWarning, match=message) as said:
+            task(low + (high - low) * ramp)
+        assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        task(torch.linspace(-1, 1, 16).view(1, 1, 4, 4))
+        task(2 * ramp - 1)
+        task(ramp[:0])
 
 
-def test_no_warning_of_values_that_are_hidden_or_not_clamped():
+def test_values_that_are_hidden_or_not_clamped_are_not_warned_of():
     x = torch.tensor([[0.5, 255.]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        inpaint(plain, x, torch.tensor([0., 1.]))
-        inpaint(plain, x, torch.tensor([0., 0.]), clip_denoised=False)
+        inpaint(plain, x, torch.tensor([0., 1.]), [5.])
+        inpaint(plain, x, torch.tensor([0., 0.]), [5.], clip_denoised=False)
 
 
-@pytest.mark.parametrize("sigma", (0.001, 0., -1., math.nan, math.inf))
-def test_a_noise_level_out_of_range_is_refused(sigma):
-    with pytest.raises(ValueError, match="sigma"): denoise(plain, torch.zeros(2, 3), sigma)
-    with pytest.raises(ValueError, match="sigma"): inpaint(plain, torch.zeros(2, 3), torch.ones(3), [80., sigma])
+# Refuses
+
+IMAGES, POINTS = torch.zeros(2, 1, 4, 4), torch.zeros(2, 3)
+BAD = {     # calls with one bad argument, the error, and what its message says
+    "images": (
+        (lambda: inpaint(plain, IMAGES.long(), 1.), TypeError, "^x must be a floating"),
+        (lambda: outpaint(plain, IMAGES.long(), 1), TypeError, "^x must be a floating"),
+        (lambda: denoise(plain, IMAGES.long(), 1.), TypeError, "must be a floating"),
+        (lambda: stroke_to_image(plain, [[1.]]), TypeError, "^painting must be a torch tensor"),
+        (lambda: colorize(plain, [[1.]]), TypeError, "^gray must be a torch tensor"),
+        (lambda: colorize(plain, torch.zeros(2, 3, 4, 4)),
+         ValueError, r"^gray must have shape \(batch, 1, height, width\)"),
+        (lambda: colorize(plain, torch.zeros(1, 4, 4)), ValueError, "^gray must have shape"),
+        (lambda: super_resolve(plain, [[1.]], 2), TypeError, "^low must be a torch tensor"),
+        (lambda: super_resolve(plain, POINTS, 2),
+         ValueError, r"^low must have shape \(batch, channels, ...\)")),
+    "mask": (
+        (lambda: inpaint(plain, IMAGES, torch.ones(5)), ValueError, "^mask of shape"),
+        (lambda: inpaint(plain, IMAGES, torch.ones(1, 2, 1, 4, 4)), ValueError, "^mask of shape"),
+        (lambda: inpaint(plain, POINTS, torch.tensor([0, 255, 255])),
+         ValueError, "^mask must lie between 0"),
+        (lambda: preset_mask("middle", 4, 4),
+         ValueError, "^mask must be one of top.* got 'middle'")),
+    "operator": (
+        (lambda: edit(plain, POINTS, torch.ones(3), SIGMAS), TypeError, "^operator must be"),
+        (lambda: edit(plain, IMAGES, super_resolution(3), SIGMAS),
+         ValueError, r"factor 3 does not divide the size \(4, 4\)"),
+        (lambda: edit(plain, IMAGES, colorization(), SIGMAS),
+         ValueError, "needs 3 values along its axis .* got 1"),
+        (lambda: in_basis(POINTS, torch.eye(2)), ValueError, "needs 2 values")),
+    "direction of a basis": (
+        (lambda: orthogonal_basis([0., 0.]), ValueError, "^first must be a direction"),
+        (lambda: orthogonal_basis([[1., 2.]]), ValueError, "^first must be a direction"),
+        (lambda: orthogonal_basis([]), ValueError, "^first must be a direction"),
+        (lambda: orthogonal_basis([nan, 1.]), ValueError, "^first must be a direction"),
+        (lambda: orthogonal_basis(["a"]), TypeError, "^first")),
+    "factor": (
+        (lambda: super_resolve(plain, IMAGES, 2.5), TypeError, "^factor must be a whole number"),
+        (lambda: super_resolve(plain, IMAGES, True), TypeError, "^factor must be a whole number"),
+        (lambda: super_resolve(plain, IMAGES, 1), ValueError, "^factor must be at least 2"),
+        (lambda: super_resolution("2"), TypeError, "^factor must be a whole number"),
+        (lambda: super_resolution(2, 0), ValueError, "^dims must be at least 1")),
+    "padding": (
+        (lambda: outpaint(plain, IMAGES, -1), ValueError, "^padding must be at least 0"),
+        (lambda: outpaint(plain, IMAGES, 1.5), TypeError, "^padding must be a whole number"),
+        (lambda: outpaint(plain, IMAGES, (1, 2, 3)), ValueError, "^padding must have two numbers"),
+        (lambda: outpaint(plain, IMAGES, (1,) * 6), ValueError, "^padding must have two numbers")),
+    "levels": (
+        (lambda: denoise(plain, POINTS, 0.001), ValueError, "sigma"),
+        (lambda: denoise(plain, POINTS, nan), ValueError, "sigma"),
+        (lambda: denoise(plain, POINTS, None), TypeError, "sigma"),
+        (lambda: inpaint(plain, POINTS, 1., [0.5, 80.]), ValueError, "^sigmas must descend"),
+        (lambda: interpolate_latents(plain, POINTS, POINTS, 0.5, []),
+         ValueError, "^sigmas must hold")),
+    "weights": (
+        (lambda: interpolate_latents(plain, POINTS, POINTS, 1.5),
+         ValueError, "^weights must lie between 0 and 1"),
+        (lambda: interpolate_latents(plain, POINTS, POINTS, [0.5, nan]),
+         ValueError, "^weights must lie"),
+        (lambda: interpolate_latents(plain, POINTS, POINTS, [0.5] * 3),
+         ValueError, r"^weights must .* have shape \(2,\)"),
+        (lambda: interpolate_latents(plain, POINTS, POINTS, "a"), TypeError, "^weights"),
+        (lambda: interpolate_latents(plain, POINTS, POINTS[:, :2], 0.5),
+         ValueError, "^a and b must have the same shape"),
+        (lambda: interpolate_latents(plain, POINTS.long(), POINTS, 0.5),
+         TypeError, "^a must be a floating")),
+    "fixed arguments": (
+        (lambda: denoise(plain, POINTS, 1., add_initial_noise=True),
+         TypeError, "add_initial_noise"),
+        (lambda: inpaint(plain, POINTS, 1., SIGMAS, sampler=None), TypeError, "sampler")),
+}
 
 
-@pytest.mark.parametrize("padding", (-1, 1.5, "1", (1, -2), (1, 2, 3), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)))
-def test_bad_padding_is_refused(padding):
-    with pytest.raises((TypeError, ValueError), match="padding"): outpaint(plain, torch.zeros(2, 1, 4, 4), padding)
-
-
-def test_whole_numbers_are_no_images():
-    for task in (lambda x: inpaint(plain, x, torch.ones(4, 4)), lambda x: colorize(plain, x), lambda x: super_resolve(plain, x, 2),
-                 lambda x: stroke_to_image(plain, x), lambda x: outpaint(plain, x, 1), lambda x: denoise(plain, x, 1.)):
-        with pytest.raises(TypeError, match="floating point tensor"): task(torch.zeros(1, 1, 4, 4, dtype=torch.long))
-
-
-def test_colour_shapes_are_coloured_by_a_perfect_model():
-    truth = colour_shapes(6, size=8, generator=seeded())[0]
-    torch.testing.assert_close(colorize(knows(truth), grey(truth)), truth, rtol=0, atol=1e-5)
-    blocks = F.avg_pool2d(truth, 4)
-    torch.testing.assert_close(super_resolve(knows(truth), blocks, 4), truth, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("calls", BAD.values(), ids=BAD)
+def test_bad_arguments_are_refused_by_name(calls):
+    for call, error, message in calls:
+        with pytest.raises(error, match=message): call()

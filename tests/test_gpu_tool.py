@@ -1,4 +1,4 @@
-"""`make gpu`: what it reports when a part fails or there is no time, and its training run. The whole of it runs in `tests/run.sh`."""
+"""`make gpu`: what it reports when a part fails or there is no time, and its training run. The whole of it runs in `tools/run.sh`."""
 import json
 import subprocess
 import sys
@@ -11,8 +11,10 @@ import torch
 from test_project import ROOT
 
 from consistency_models import from_pretrained
-from consistency_models.cli import RECIPES, open_data
+from consistency_models.data import open_data
+from consistency_models.recipes import RECIPES
 
+pytestmark = pytest.mark.slow
 SMALL = {"channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16, "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
 
 

@@ -9,13 +9,8 @@ import pytest
 import torch
 from conftest import gaussian, seeded
 
-from consistency_models import (
-    improved_loss_weighting,
-    karras_schedule,
-    lpips_loss,
-    lpips_network,
-    pseudo_huber_loss,
-)
+from consistency_models import improved_loss_weighting, karras_schedule, lpips_loss, pseudo_huber_loss
+from consistency_models.losses import lpips_network
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 

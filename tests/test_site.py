@@ -1,19 +1,21 @@
 """What can be tested of the site without Quarto: nbdev processes every page, and each public name is shown and linked."""
 import json
+import os
 import shutil
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import readme
 import yaml
-from test_project import FLOORS, NOTEBOOKS, ROOT, relative, settings
+from test_project import MODULES, NOTEBOOKS, ROOT, settings
 
-from consistency_models import _modidx
+from consistency_models._modidx import d as index
 
 PROCESS = """
-import os, warnings
+import warnings
 import nbdev.doclinks
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -25,84 +27,108 @@ if __name__ == "__main__":
     nbdev_sidebar.__wrapped__()
     proc_nbs(n_workers=1)
 """
-PAGES = [p for p in NOTEBOOKS if p.is_relative_to(ROOT / "nbs")]
+PAGES = [p.relative_to(ROOT / "nbs") for p in NOTEBOOKS if p.is_relative_to(ROOT / "nbs")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A copy of the project that nbdev has processed, short of Quarto itself"""
     copy = tmp_path_factory.mktemp("site")
-    for name in ("nbs", "consistency_models"): shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("settings.ini", "_quarto.yml", "README.md", "benchmarks"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    for name in ("nbs", "consistency_models", "benchmarks"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("settings.ini", "_quarto.yml", "README.md"): shutil.copy(ROOT / name, copy / name)
     (copy / "process.py").write_text(PROCESS)
-    result = subprocess.run([sys.executable, "process.py"], cwd=copy, capture_output=True, text=True)
+    paths = os.pathsep.join(filter(None, [str(ROOT / "tools"), os.environ.get("PYTHONPATH")]))
+    command, environment = [sys.executable, "process.py"], os.environ | {"PYTHONPATH": paths}
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr[-3000:]
     return copy
 
 
-def read_yaml(path):
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def pages(site):
+    """The cells of each processed page"""
+    found = {p: site / "_proc" / p for p in PAGES}
+    return {p: json.loads(path.read_text(encoding="utf-8"))["cells"] for p, path in found.items()}
 
 
-def sidebar_pages():
-    """The pages of the sidebar in reading order"""
-    contents = read_yaml(ROOT / "nbs/sidebar.yml")["website"]["sidebar"]["contents"]
-    return [page for entry in contents for page in ([entry] if isinstance(entry, str) else entry["contents"])]
+def read_yaml(path): return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def shown(site):
-    """For each processed page the text of the signatures that it shows, and everything it prints"""
-    pages = {p: json.loads(p.read_text(encoding="utf-8")) for p in (site / "_proc").rglob("*.ipynb")}
-    outputs = {p: [o for c in nb["cells"] for o in c.get("outputs", [])] for p, nb in pages.items()}
-    return {p: "\n".join("".join(o.get("data", {}).get("text/markdown", "")) for o in found) for p, found in outputs.items()}
+def front(page):
+    """The front matter of a processed page"""
+    assert page[0]["cell_type"] == "raw"
+    return yaml.safe_load("".join(page[0]["source"]).strip().strip("-"))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=relative)
-def test_page_is_processed_with_title_and_description(site, path):
-    cells = json.loads((site / "_proc" / path.relative_to(ROOT / "nbs")).read_text(encoding="utf-8"))["cells"]
-    front = yaml.safe_load("".join(cells[0]["source"]).strip().strip("-"))
-    assert cells[0]["cell_type"] == "raw" and (front["title"], front["description"]) == readme.title(path)
-    assert not [o for c in cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+def headings(page):
+    """The names whose signatures a page shows"""
+    shown = ["".join(o.get("data", {}).get("text/markdown", "")) for c in page for o in c.get("outputs", [])]
+    return [line[4:] for text in shown for line in text.splitlines() if line.startswith("### ")]
 
 
-@pytest.mark.parametrize("module", [m for m, floor in FLOORS.items() if floor < 6])
-def test_every_public_name_has_a_signature(site, module):
-    found, text = import_module(f"consistency_models.{module}"), "\n".join(shown(site).values())
-    named = [n for n in found.__all__ if getattr(getattr(found, n), "__name__", None) == n]  # neither values nor second names
-    assert named and [n for n in named if f"### {n}\n" not in text] == []
+def test_pages_are_processed_with_title_and_description(pages):
+    titles = {p: (front(page)["title"], front(page)["description"]) for p, page in pages.items()}
+    assert titles == {p: readme.title(ROOT / "nbs" / p) for p in PAGES}
+    kinds = {p: {o["output_type"] for c in page for o in c.get("outputs", [])} for p, page in pages.items()}
+    assert [p for p, found in kinds.items() if "error" in found] == []
 
 
-def test_names_in_backticks_become_links(site):
-    page = json.loads((site / "_proc/18_sampling.ipynb").read_text(encoding="utf-8"))
-    text = "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown")
-    assert f"[`model_forward_wrapper`]({settings()['doc_host']}{settings()['doc_baseurl']}/parameterization.html#model_forward_wrapper)" in text
+def test_every_public_name_has_a_signature_and_links_lead_to_it(pages):
+    """nbdev links a public name in backticks to its page and heading"""
+    shown = {(front(page).get("output-file", f"{p.stem}.html"), name) for p, page in pages.items() for name in headings(page)}
+    links, lost = index["syms"], []
+    for name in MODULES:
+        module = import_module(f"consistency_models.{name}")
+        for public in module.__all__:
+            if getattr(getattr(module, public), "__name__", None) != public: continue  # a value, or a second name
+            address, _, heading = links[module.__name__][f"{module.__name__}.{public}"][0].partition("#")
+            if (address, public) not in shown or heading != public.lower(): lost.append((name, public, address, heading))
+    assert lost == [] and len(shown) > 50
 
 
-def test_source_of_exported_functions_is_shown(site):
-    page = json.loads((site / "_proc/18_sampling.ipynb").read_text(encoding="utf-8"))
-    assert any("def _walk(" in "".join(c["source"]) for c in page["cells"])
+def test_names_in_backticks_become_links(pages):
+    text = "\n".join("".join(c["source"]) for c in pages[Path("18_sampling.ipynb")] if c["cell_type"] == "markdown")
+    address = f"{settings()['doc_host']}{settings()['doc_baseurl']}/parameterization.html#model_forward_wrapper"
+    assert f"[`model_forward_wrapper`]({address})" in text
+
+
+def test_source_is_shown_and_folded_once(pages):
+    """Also of cells marked `exporti`; whoever says how a cell is folded decides (nbs/93_pages.ipynb)"""
+    codes = {p: ["".join(c["source"]) for c in page if c["cell_type"] == "code"] for p, page in pages.items()}
+    lesson = "\n".join(codes[Path("14_networks.ipynb")])
+    assert "class UNet(" in lesson and "def check_inputs(" in lesson and "default_exp" not in lesson
+    doubled = [(p, code[:90]) for p, found in codes.items() for code in found
+               for option in ("#| code-fold:", "#| code-summary:") if code.count(option) > 1]
+    assert doubled == []
 
 
 def test_sidebar_lists_every_page_once():
-    assert sorted(sidebar_pages()) == sorted(p.relative_to(ROOT / "nbs").as_posix() for p in PAGES)
+    contents = read_yaml(ROOT / "nbs/sidebar.yml")["website"]["sidebar"]["contents"]
+    listed = [page for entry in contents for page in ([entry] if isinstance(entry, str) else entry["contents"])]
+    assert sorted(listed) == sorted(p.as_posix() for p in PAGES)
 
 
 def test_settings_of_the_site(site):
+    """The files that it names exist; processing changes neither the sidebar nor the index"""
+    assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml"
     quarto, nbdev = read_yaml(ROOT / "_quarto.yml"), read_yaml(site / "nbs/nbdev.yml")
     assert "commonmark" not in quarto["format"] and quarto["metadata-files"] == ["nbdev.yml", "sidebar.yml"]
     assert nbdev["website"]["repo-url"] == settings()["git_url"]
     named = [quarto["website"]["image"], quarto["format"]["html"]["css"], *quarto["project"]["resources"]]
     assert [n for n in named if not (site / "_proc" / n).exists()] == []
+    for name in ("nbs/sidebar.yml", "consistency_models/_modidx.py"):
+        assert (site / name).read_text() == (ROOT / name).read_text()
 
 
-def test_processing_leaves_the_sidebar_and_the_index_as_they_are(site):
-    for name in ("nbs/sidebar.yml", "consistency_models/_modidx.py"): assert (site / name).read_text() == (ROOT / name).read_text()
+@pytest.mark.parametrize("code, shown", [
+    ('#| code-fold: show\n#| code-summary: "Exported source"\n#| code-fold: true\nx = 1',
+     '#| code-summary: "Exported source"\n#| code-fold: true\nx = 1'),
+    ('#| code-fold: show\n#| code-summary: "Exported source"\nx = 1',) * 2])
+def test_a_fold_of_ones_own_stays(code, shown):
+    from consistency_models import pages as steps
 
-
-def test_links_to_names_lead_to_pages_and_headings(site):
-    front = {p: yaml.safe_load("".join(json.loads(p.read_text())["cells"][0]["source"]).strip().strip("-")) for p in (site / "_proc").glob("*.ipynb")}
-    texts = shown(site)
-    headings = {f"{front[p].get('output-file', p.stem + '.html')}#{line[4:].lower()}" for p in front for line in texts[p].splitlines() if line.startswith("### ")}
-    wanted = {address for names in _modidx.d["syms"].values() for name, (address, _) in names.items() if name.count(".") == 2 and "._" not in name}
-    assert len(wanted) > 100 and wanted - headings == set()
+    class Cell: source = code
+    steps.one_fold(Cell)
+    assert Cell.source == shown

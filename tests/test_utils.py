@@ -1,7 +1,6 @@
-"""Broadcasting, shared randomness, files written whole, and averages of weights."""
+"""Broadcasting, shared randomness, and averages of weights."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -13,16 +12,15 @@ from consistency_models import (
     default_device,
     pad_dims_like,
     randn_like,
-    replay,
     update_ema_model,
     update_ema_model_,
-    write_whole,
 )
 from consistency_models.utils import (
     as_double,
     at_least_float32,
     draw_device,
     random_state,
+    replay,
     set_random_state,
     with_weights,
 )
@@ -150,21 +148,6 @@ def test_the_default_device_is_the_fastest_of_the_machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert default_device().type == best
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_whole("~/deep/er/a.bin", b"old")
-    assert (tmp_path / "deep/er/a.bin").read_bytes() == b"old"
-    def broken(*args): raise OSError("no space left")
-    with monkeypatch.context() as m:
-        m.setattr(os, "replace", broken)
-        with pytest.raises(OSError, match="no space"):
-            write_whole(tmp_path / "deep/er/a.bin", b"new")
-    assert (tmp_path / "deep/er/a.bin").read_bytes() == b"old"
-    write_whole(tmp_path / "deep/er/a.bin", b"new")
-    assert [p.name for p in (tmp_path / "deep/er").iterdir()] == ["a.bin"]
-    assert (tmp_path / "deep/er/a.bin").read_bytes() == b"new"
 
 
 def test_decay_zero_copies_and_decay_one_keeps():

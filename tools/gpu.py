@@ -83,15 +83,17 @@ def slider(options, device, quick, row):
     import torch
     from throughput import seconds_each
 
-    from consistency_models import ConsistencySamplingAndEditing, from_pretrained, image_grid, to_png
+    from consistency_models import from_pretrained, trajectory
+    from consistency_models.pictures import image_grid, to_png
     for name in ("digits", "mnist"):
         net = from_pretrained(name, device)
-        sampler, y = ConsistencySamplingAndEditing(sigma_data=net.sigma_data), torch.empty(16, *net.notes["shape"], device=device)
+        y = torch.empty(16, *net.notes["shape"], device=device)
         labels = torch.arange(16, device=device) % net.config["num_classes"]
 
         def draw(seed):
             generator = torch.Generator().manual_seed(seed)
-            return to_png(image_grid(sampler(net, y, [80.], clip_denoised=True, generator=generator, class_labels=labels)))
+            (_, _, x), = trajectory(net, y, [80.], generator=generator, class_labels=labels)
+            return to_png(image_grid(x))
 
         for seed in range(5): draw(seed)
         times = sorted(1000 * seconds_each(partial(draw, seed), device, 1) for seed in range(30))
@@ -99,11 +101,10 @@ def slider(options, device, quick, row):
 
 
 def overhead(options, device, quick, row):
-    """How many times as long the library takes as the passes of the network in it"""
+    """How many times as long the library takes as bare code that does the same"""
     import overhead
-    size, times = overhead.measure(device, 2 if quick else overhead.SECONDS[device.type])
-    for name, (bare, library) in times.items():
-        row(f"{name} / bare passes, batch of {size}", library / bare, "times", f"{library:.3g} / {bare:.3g} ms; the aim is {overhead.LIMIT}")
+    for name, (bare, package) in overhead.measure(device, *((1, 1) if quick else (overhead.SECONDS[device.type],))).items():
+        row(f"{name} / bare code", package / bare, "times", f"{package:.3g} / {bare:.3g} ms")
 
 
 SPEED = {"fp32": {}, "tf32": {}, "bf16": {"precision": "bf16"}, "fp32, channels_last": {"channels_last": True},
@@ -144,7 +145,7 @@ def plan(options, device, folder, data, end):
     """The recipe of a run that ends in time, from a measured speed; that of an earlier call, if there was one"""
     from throughput import seconds_each
 
-    from consistency_models.cli import make_trainer, recipe_for
+    from consistency_models.recipes import make_trainer, recipe_for
     path, recipe = folder / "plan.json", recipe_for(options.train)
     known = recipe.keys() - {"steps"}
     if unknown := options.recipe.keys() - known:
@@ -166,8 +167,8 @@ def plan(options, device, folder, data, end):
 
 def train(options, device, quick, row):
     """Train a model by its recipe, in so many steps that the schedules end in time; the same command goes on with a stopped run"""
-    from consistency_models import save_pretrained
-    from consistency_models.cli import describe, make_trainer, open_data
+    from consistency_models.data import open_data
+    from consistency_models.recipes import make_trainer, save_run
     begin = time.monotonic()
     end, folder, data = begin + 60 * options.minutes, options.out / Path(options.train).name, open_data(options.train, root=str(options.data_root))
     chosen = plan(options, device, folder, data, end)
@@ -182,8 +183,7 @@ def train(options, device, quick, row):
     row(f"{options.train}: step of {trainer.steps:,}{went_on}", trainer.step, "", "" if ended else "no time left; the same command goes on")
     if recent: row(f"{options.train}: loss, mean of the last {len(recent)} steps", sum(recent).item() / len(recent), "", f"{time.monotonic() - begin:.0f} s in all")
     if not ended: return
-    save_pretrained(trainer.average, folder, title=f"A consistency model of {options.train}", shape=describe(data)["shape"],
-                    recipe={"data": options.train, "seed": 0} | {k: str(v) for k, v in recipe.items()})
+    save_run(trainer, folder, options.train, recipe)
     row(f"{options.train}: weights", "saved", "", folder / "model.safetensors")
 
 
@@ -202,9 +202,6 @@ def machine(device):
 def work(options):
     """One part, in this process: its rows go to standard output, one JSON object a line, and all else to standard error"""
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-    if options.part == "overhead":
-        from overhead import fix_allocator
-        fix_allocator()  # starts this process afresh, once
     rows = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

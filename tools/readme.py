@@ -1,0 +1,79 @@
+"""Write what is made from the text of the notebooks: `python tools/readme.py`.
+
+README.md from nbs/index.ipynb, CONTRIBUTING.md from nbs/contributing.ipynb, and nbs/llms.txt from nbs/sidebar.yml and the
+title cells of the notebooks that it lists.
+"""
+
+import json
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+ADDRESS = f"{SETTINGS['DEFAULT']['git_url']}/blob/{SETTINGS['DEFAULT']['branch']}/nbs"
+CONVENTIONS = """\
+Conventions: data `x` lies in [-1, 1] and has shape (batch, ...); a network is any callable
+`net(x, sigma, **kwargs)`, to which `consistency_function(net)` adds c_skip and c_out; noise levels
+`sigmas` descend in sampling; `mask` is 1 where to generate."""
+
+
+def text_of(output):
+    """The plain text of a cell's output, as an indented block."""
+    text = "".join(output.get("text") or output.get("data", {}).get("text/plain", []))
+    return "\n".join("    " + line for line in text.rstrip().splitlines())
+
+
+def block(cell):
+    """One cell as Markdown; hidden cells and empty ones give nothing."""
+    source = "".join(cell["source"]).strip()
+    if cell["cell_type"] == "markdown": return source
+    if not source or re.search(r"^#\| *(hide|include: *false)", source, re.M): return ""
+    shown = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
+    return "\n\n".join([f"```python\n{shown.strip()}\n```", *filter(None, map(text_of, cell["outputs"]))])
+
+
+def cells(notebook):
+    """The cells of a notebook"""
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+def render(notebook):
+    """A notebook as Markdown; links and pictures, relative to `nbs/` in the notebook, are made relative to the top"""
+    text = "\n\n".join(filter(None, map(block, cells(notebook))))
+    text = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", text).replace("](../", "](")
+    return f"<!-- Made from {notebook.relative_to(ROOT).as_posix()} by tools/readme.py; edit the notebook. -->\n\n{text}\n"
+
+
+def title(notebook):
+    """The title of a notebook and its line of description"""
+    text = next(source for cell in cells(notebook) if (source := "".join(cell["source"])).startswith("# "))
+    return text.splitlines()[0].removeprefix("# "), text.splitlines()[-1].removeprefix("> ")
+
+
+def line(path):
+    """The line of llms.txt for a page of the sidebar"""
+    name, description = title(ROOT / "nbs" / path)
+    return f"- [{name}]({ADDRESS}/{path}): {description}"
+
+
+def llms():
+    """llms.txt: what the project is, and a link to each page in reading order"""
+    pages = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    name, description = title(ROOT / "nbs/index.ipynb")
+    sections = [f"## {p['section']}\n\n" + "\n".join(map(line, p["contents"])) for p in pages if isinstance(p, dict)]
+    return "\n\n".join([f"# {name}", f"> {description}", CONVENTIONS, *sections]) + "\n"
+
+
+def files():
+    """Everything that this script writes, by path"""
+    sources = {"README.md": "index.ipynb", "CONTRIBUTING.md": "contributing.ipynb"}
+    made = {ROOT / name: render(ROOT / "nbs" / notebook) for name, notebook in sources.items()}
+    return made | {ROOT / "nbs/llms.txt": llms()}
+
+
+if __name__ == "__main__":
+    for path, text in files().items(): path.write_text(text, encoding="utf-8")
