@@ -47,6 +47,8 @@ class ImprovedConsistencyTraining(Objective):
         check_settings(self, improved_timesteps_schedule)
         check_number(self.lognormal_mean, "lognormal_mean")
         check_number(self.lognormal_std, "lognormal_std", 0, above=True)
+        whole = torch.tensor([self.sigma_min, self.sigma_max])
+        lognormal_probabilities(whole, self.lognormal_mean, self.lognormal_std)
 
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
         "A step of the grid for each sample, drawn from the lognormal, weighted by one over its length"

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .checks import as_tensor, check_floating
+from .checks import as_tensor, check_floating, check_number
 from .utils import at_least_float32, pad_dims_like
 
 # %% ../nbs/13_parameterization.ipynb #98fb0415
@@ -155,7 +155,8 @@ def consistency_function(
         return net
     if not callable(net): raise TypeError(f"a network must be callable as net(x, sigma), got {type(net).__name__}")
     if sigma_data is None: sigma_data = sigma_data_of(net) or 0.5
-    else: check_sigma_data(net, sigma_data)
+    else: check_sigma_data(net, check_number(sigma_data, "sigma_data", 0, above=True))
+    check_number(sigma_min, "sigma_min", 0)
     return consistency_function_of(net, sigma_data, sigma_min, kwargs)
 
 # %% ../nbs/13_parameterization.ipynb #ef4c3d18

@@ -23,6 +23,9 @@ def ideal_denoiser(
     points = as_double(x)[:, None].flatten(1)
     candidates, sigma = as_double(data).to(points.device), as_double(sigma).to(points.device)
     candidates, sigma = candidates[:, None].flatten(1), sigma.expand(len(x))
+    if points.shape[1] != candidates.shape[1]:
+        raise ValueError("x and data must hold samples of one shape, "
+                         f"got {tuple(x.shape[1:])} and {tuple(data.shape[1:])}")
     w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2).clamp(min=1e-300)).softmax(1)    # the nearest at 0
     return (w @ candidates).reshape(x.shape).to(x)
 
@@ -36,6 +39,7 @@ def exact_consistency_function(
     path:bool=False, # return all points of the path, shape `(steps + 1, batch, ...)`, instead of its end
 ) -> Tensor: # $f^*(x, \sigma)$, shape of `x`
     "The exact consistency function of a finite data set: the probability-flow ODE, solved by Algorithm 1 of Karras et al. (2022)"
+    check_floating(x, "x")
     points = [as_double(x)]
     start = as_double(sigma).to(points[0].device).expand(len(x)).clamp(min=sigma_min)
     grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=start.device)[:, None]

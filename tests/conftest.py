@@ -19,6 +19,9 @@ from consistency_models import (
     ImprovedConsistencyTraining,
     Trainer,
     UNet,
+    gaussian_consistency_function,
+    output_scaling,
+    skip_scaling,
     two_moons,
 )
 
@@ -75,6 +78,46 @@ class ConvNet(nn.Module):
     def forward(self, x, sigma, my_kwarg):
         level = self.noise(sigma.log()[:, None]) + self.classes(my_kwarg)
         return self.out(self.dropout((self.inp(x) + level[:, :, None, None]).tanh()))
+
+
+# Gaussian data, where the exact consistency function is known
+
+def relative_error(answer, truth):
+    """Root mean square of the error over that of the truth."""
+    return ((answer - truth).norm() / truth.norm()).item()
+
+
+class Exact(nn.Module):
+    """
+    A raw network whose consistency function is the exact one of N(mean, std^2), with a parameter for
+    each of `n` samples and each of three directions in which that function could change.
+    """
+
+    def __init__(self, n, mean, std):
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.change = nn.Parameter(torch.zeros(n, 3, dtype=torch.float64))
+
+    def forward(self, x, sigma):
+        s = sigma[:, None]
+        exact = gaussian_consistency_function(x, sigma, self.mean, self.std)
+        centered = (x - self.mean) / (s**2 + self.std**2).sqrt()
+        directions = torch.stack([torch.ones_like(x), centered, centered.tanh() * s.log()], -1)
+        raw = (exact - skip_scaling(s) * x) / output_scaling(s)
+        return raw + (directions * self.change[:, None]).sum(-1)
+
+
+def gradient_at_gaussian_data(objective, std, n=100_000):
+    """
+    The largest mean gradient of `objective` on data from N(0.3, 0.5^2), over its root mean square, at
+    the exact consistency function of N(0.3, std^2).
+    """
+    generator, net = seeded(), Exact(n, 0.3, std)
+    x = 0.3 + 0.5 * torch.randn(n, 3, dtype=torch.float64, generator=generator)
+    objective.attach(net)
+    objective.loss(objective.step(net, x, 10, 10, generator)).sum().backward()
+    gradient = net.change.grad
+    return (gradient.mean(0) / gradient.square().mean(0).sqrt()).abs().max().item()
 
 
 @pytest.fixture(autouse=True)

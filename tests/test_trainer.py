@@ -763,7 +763,8 @@ FAULTY = """
 import json, sys
 import torch
 from torch.utils.data import TensorDataset
-from consistency_models import MLP, ConsistencyTraining, Trainer, data_order
+from consistency_models import MLP, ConsistencyTraining, Trainer
+from consistency_models.trainer import data_order
 x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 index = data_order(64, 8 * (2 * 3 + 1) + 5, 1).item()          # step 4, second process
 x[index] = torch.nan
