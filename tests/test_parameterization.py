@@ -14,6 +14,7 @@ from torch import nn
 
 from consistency_models import (
     MLP,
+    ConsistencyFunction,
     Precondition,
     UNet,
     consistency_function,
