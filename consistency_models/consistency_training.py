@@ -139,8 +139,9 @@ class Objective:
 
     def loss(self, output:ConsistencyTrainingOutput) -> Tensor: # shape `(batch,)`
         "Weighted distance of the two answers, for each sample"
-        dtype = at_least_float32(output.predicted.dtype)
-        losses = self.distance(output.predicted.to(dtype), output.target.to(dtype))
+        predicted, target = output.predicted, output.target
+        if predicted.dtype in (torch.float16, torch.bfloat16): predicted, target = predicted.float(), target.float()
+        losses = self.distance(predicted, target)
         if losses.ndim == 0 or len(losses) != len(output.predicted):
             raise ValueError(f"distance must return one value for each sample, got shape {tuple(losses.shape)}")
         losses = losses.reshape(len(losses), -1).mean(1)

@@ -53,8 +53,8 @@ def check_inputs(
     *axes:str, # names of the axes after it, whose sizes are free
 ):
     "Raise unless `x` is a batch of samples of that shape and `sigma` has one level for each"
-    check_floating(x, "x")
-    check_floating(sigma, "sigma")
+    for value, name in ((x, "x"), (sigma, "sigma")):
+        if not (isinstance(value, Tensor) and value.is_floating_point()): check_floating(value, name)
     if x.ndim != 2 + len(axes) or x.shape[1] != channels:
         wanted = ", ".join(["batch", str(channels), *axes])
         raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")

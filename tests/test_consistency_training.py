@@ -153,7 +153,7 @@ def test_the_way_down_may_be_a_step_of_a_solver():
 
 def test_consistency_training_is_algorithm_3():
     """Song et al. (2023), written out: the same draws, weights and averages, bit for bit."""
-    K, s0, s1, mu0, x = 12, 2, 9, 0.9, gaussian(16, 3)
+    K, s0, s1, mu0, x = 12, 3, 9, 0.9, gaussian(16, 3)
     net, g = shake(AnyRank(dropout=0.2)), seeded(7)
     student, teacher = copy.deepcopy(net), copy.deepcopy(net)
 
@@ -357,9 +357,10 @@ def test_levels_are_neighbors_on_the_schedule_of_this_step():
 def test_a_grid_that_was_made_in_inference_mode_trains():
     settings = {"final_timesteps": 33, "rho": 6.5}
     with torch.inference_mode(): step(plain, gaussian(4, 3), settings=settings)
-    net = shake(AnyRank())
-    step(net, gaussian(4, 3), settings=settings).predicted.sum().backward()
-    assert net.out.weight.grad.isfinite().all()
+    net, scale = shake(AnyRank()), torch.ones((), requires_grad=True)
+    out = step(net, gaussian(4, 3), settings=settings)
+    (out.predicted.sum() + (scale * out.sigmas).sum()).backward()   # as a learned weight would
+    assert net.out.weight.grad.isfinite().all() and scale.grad == out.sigmas.sum()
 
 
 def test_settings_reach_the_parameterization():
@@ -423,6 +424,17 @@ def test_a_method_needs_only_levels():
     loaded.load_state_dict(more.state_dict())
     assert len(more.state_dict()) == 4
     assert torch.equal(loaded.kept["weight"].weight, more.kept["weight"].weight)
+
+
+def test_a_method_may_go_down_its_own_way():
+    class Still(Nearer):
+        def to_lower(self, x, noise, noisy, levels): return 2 * noisy
+    asked = []
+    def net(x, sigma):
+        asked.append(x.clone())
+        return x
+    Still().step(net, gaussian(8, 3), 0, 10)
+    assert torch.equal(asked[1], 2 * asked[0])
 
 
 def test_the_loss_is_the_distance_of_each_sample_by_its_weight():

@@ -214,7 +214,7 @@ def test_weights_that_were_made_in_inference_mode_train():
     assert net.out.weight.grad.isfinite().all()
 
 
-CONVERSIONS = ("at_least_float32", "_levels", "one_level_each", "draw_device", "embed_labels")
+CONVERSIONS = ("at_least_float32", "_levels", "one_level_each", "draw_device")
 READS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "cpu",
     "__array__", "nonzero")
 
