@@ -41,7 +41,7 @@ KINDS = ("sampling", "iCT step", "training loop")
 LIMITS = {"points": 1.3, "images": 1.05}  # largest acceptable ratios of one iCT step
 FORWARD_MS = 10  # on a GPU the batch is doubled until one bare forward takes this long
 ROUNDS = 3  # processes of each alternative
-SECONDS = {"cpu": 4, "cuda": 8}  # for each alternative, in each round
+SECONDS = {"cpu": 3, "cuda": 8}  # for each alternative, in each round
 
 
 def network(name, device):
@@ -120,31 +120,33 @@ def milliseconds(run, device):
     return 1000 * (clock() - start)
 
 
-def work(kind, name, who, seconds):
-    """One alternative, in this process on the CPU: milliseconds of the median step, and pages handed out in a step"""
-    device = torch.device("cpu")
+def work(name, who, seconds):
+    """One side of all comparisons, in this process on the CPU: milliseconds of the median step,
+    pages handed out in a step, and peak memory so far in MB"""
+    device, found = torch.device("cpu"), []
     if who: keep_memory()
-    run = alternatives(kind, *network(name, device))[who]
-    for _ in range(5): run()
-    times, end = [], time.process_time() + seconds
-    begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    while time.process_time() < end: times.append(milliseconds(run, device))
-    pages = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin) / len(times)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return statistics.median(times), pages, peak
+    for kind in KINDS:
+        run, times = alternatives(kind, *network(name, device))[who], []
+        for _ in range(5): run()
+        begin, end = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time() + seconds
+        while time.process_time() < end: times.append(milliseconds(run, device))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        pages = (usage.ru_minflt - begin) / len(times)
+        found.append((statistics.median(times), pages, usage.ru_maxrss / 1024))
+    return found
 
 
-def on_cpu(kind, name, seconds, rounds=ROUNDS):
-    """For the bare code and the package's: milliseconds, pages and peak memory in MB of the fastest process"""
+def on_cpu(name, seconds, rounds=ROUNDS):
+    """For each comparison, for the bare code and the package's: what the fastest process found"""
     found = [[], []]
     for turn in range(rounds):
         for who in (0, 1) if turn % 2 else (1, 0):
-            command = [sys.executable, __file__, "--work", kind, name, str(who), str(seconds)]
+            command = [sys.executable, __file__, "--work", name, str(who), str(seconds)]
             environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-            done = subprocess.run(command, capture_output=True, text=True, check=True,
-                env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode: raise RuntimeError(done.stderr)
             found[who].append(json.loads(done.stdout.splitlines()[-1]))
-    return [min(f) for f in found]
+    return {kind: [min(f[i] for f in side) for side in found] for i, kind in enumerate(KINDS)}
 
 
 def on_gpu(kind, device, seconds):
@@ -163,8 +165,9 @@ def on_gpu(kind, device, seconds):
 def measure(device, seconds, rounds=ROUNDS):
     """Milliseconds of the bare code and of the package's, by the name of the comparison"""
     if device.type == "cpu":
-        return {f"{kind}, {name}": [ms for ms, *_ in on_cpu(kind, name, seconds, rounds)]
-            for kind in KINDS for name in LIMITS}
+        found = {name: on_cpu(name, seconds, rounds) for name in LIMITS}
+        return {f"{kind}, {name}": [ms for ms, *_ in found[name][kind]]
+                for kind in KINDS for name in LIMITS}
     found = {kind: on_gpu(kind, device, seconds) for kind in KINDS}
     return {f"{kind}, batch of {size}": times for kind, (size, times) in found.items()}
 
@@ -175,11 +178,12 @@ def main():
         print(f"load at the start {os.getloadavg()[0]:.1f}, on {os.cpu_count()} cores")
     print(f"{'milliseconds a step':26} {'bare':>9} {'package':>9} {'ratio':>7}   pages a step, peak memory in MB")
     bad = 0
-    for kind in KINDS:
-        for name, limit in LIMITS.items():
-            (bare, pages, peak), (package, own_pages, own_peak) = on_cpu(kind, name, SECONDS["cpu"])
+    for name, limit in LIMITS.items():
+        for kind, sides in on_cpu(name, SECONDS["cpu"]).items():
+            (bare, pages, peak), (package, own_pages, own_peak) = sides
             rest = f"{pages:.0f} and {own_pages:.0f}, {peak:.0f} and {own_peak:.0f}"
-            print(f"{kind + ', ' + name:26} {bare:9.2f} {package:9.2f} {package / bare:7.3f}   {rest}", flush=True)
+            line = f"{kind + ', ' + name:26} {bare:9.2f} {package:9.2f} {package / bare:7.3f}"
+            print(f"{line}   {rest}", flush=True)
             bad += kind == "iCT step" and package / bare > limit
     if torch.cuda.is_available():
         for case, (bare, package) in measure(torch.device("cuda"), SECONDS["cuda"]).items():
@@ -193,9 +197,9 @@ def main():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs=4, metavar=("KIND", "NAME", "WHO", "SECONDS"),
+    parser.add_argument("--work", nargs=3, metavar=("NAME", "WHO", "SECONDS"),
         help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.work: sys.exit(main())
-    kind, name, who, seconds = options.work
-    print(json.dumps(work(kind, name, int(who), float(seconds))))
+    name, who, seconds = options.work
+    print(json.dumps(work(name, int(who), float(seconds))))

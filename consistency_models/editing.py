@@ -153,7 +153,7 @@ def colorize(
     "Add color to gray images: Algorithm 4 of Song et al. (2023) with orthogonal color axes"
     check_floating(gray, "gray")
     if gray.ndim != 4 or gray.shape[1] != 1: raise ValueError(f"gray must have shape (batch, 1, height, width), got {tuple(gray.shape)}")
-    _warn_range(gray, "gray")
+    if kwargs.get("clip_denoised", True): _warn_range(gray, "gray")
     w = torch.tensor(LUMINANCE, dtype=torch.float64)
     y = gray * (w / w.square().sum()).to(gray).view(3, 1, 1)
     return edit(f, y, colorization(), sigmas, **kwargs)
@@ -202,7 +202,7 @@ def super_resolve(
     "Raise the resolution: Algorithm 4 of Song et al. (2023) with an orthogonal basis of each patch"
     check_floating(low, "low")
     if low.ndim < 3: raise ValueError(f"low must have shape (batch, channels, ...), got {tuple(low.shape)}")
-    _warn_range(low, "low")
+    if kwargs.get("clip_denoised", True): _warn_range(low, "low")
     operator, y = super_resolution(factor, low.ndim - 2), low
     for axis in range(2, low.ndim): y = y.repeat_interleave(int(factor), axis)
     return edit(f, y, operator, sigmas, **kwargs)
@@ -217,7 +217,7 @@ def stroke_to_image(
 ) -> Tensor: # images in the manner of the painting
     "Turn a rough painting into an image: appendix D of Song et al. (2023), after Meng et al. (2022)"
     check_floating(painting, "painting")
-    _warn_range(painting, "painting")
+    if kwargs.get("clip_denoised", True): _warn_range(painting, "painting")
     return edit(f, painting, None, sigmas, start_from_y=True, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #f65871e8

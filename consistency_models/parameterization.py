@@ -101,7 +101,9 @@ class ConsistencyFunction:
     ) -> Tensor: # clean samples, shape and type of `x`
         "The end of the path through each sample"
         check_floating(x, "x")
-        return self.answer(x, one_level_each(sigma, x))
+        clean = self.answer(x, one_level_each(sigma, x))
+        if clean.shape == x.shape: return clean
+        raise ValueError(f"the answer must have the shape of x, {tuple(x.shape)}, got {tuple(clean.shape)}")
 
 # %% ../nbs/13_parameterization.ipynb #2f09b0a2
 def _skip_connection(net:Callable, sigma_data:float, sigma_min, x:Tensor, sigma:Tensor) -> Tensor:
@@ -149,9 +151,12 @@ def consistency_function(
 ) -> ConsistencyFunction: # `f(x, sigma)`; what is one already comes back as it is
     "The consistency function $f_\\theta$ of a network: Eq. 5 of Song et al. (2023)"
     if isinstance(net, ConsistencyFunction):
-        if kwargs or sigma_data is not None:
+        other = {"sigma_data"} if sigma_data is not None else set()
+        if sigma_min not in (0.002, net.sigma_min): other.add("sigma_min")
+        other |= kwargs.keys()
+        if other:
             raise TypeError("a consistency function takes no further arguments; give them where it is made, "
-                            f"got {', '.join(kwargs) or 'sigma_data'}")
+                            f"got {', '.join(sorted(other))}")
         return net
     if not callable(net): raise TypeError(f"a network must be callable as net(x, sigma), got {type(net).__name__}")
     if sigma_data is None: sigma_data = sigma_data_of(net) or 0.5

@@ -14,6 +14,7 @@ from torch import nn
 
 from consistency_models import (
     MLP,
+    ConsistencyFunction,
     Precondition,
     UNet,
     consistency_function,
@@ -385,6 +386,14 @@ def test_a_consistency_function_takes_no_further_arguments():
         consistency_function(f, class_labels=1)
     with pytest.raises(TypeError, match="takes no further arguments.*got sigma_data"):
         consistency_function(f, sigma_data=0.5)
+    with pytest.raises(TypeError, match="takes no further arguments.*got sigma_min"):
+        consistency_function(f, sigma_min=0.1)
+
+
+def test_an_answer_of_another_shape_is_refused():
+    f = ConsistencyFunction(lambda x, sigma: x[:1])
+    with pytest.raises(ValueError, match=r"the answer must have the shape of x, \(4, 3\), got \(1, 3\)"):
+        f(gaussian(4, 3), 1.)
 
 
 def test_settings_that_make_no_consistency_function_are_refused():

@@ -251,6 +251,7 @@ class NoisyStart(ImprovedConsistencyTraining):
     def attach(self, net):
         super().attach(net)
         self.kept["drawn"] = nn.Linear(2, 2)
+        nn.init.constant_(self.kept["drawn"].weight, np.random.rand())
 
 
 @pytest.mark.parametrize("data, workers", [(None, 0), (Elsewhere(), 0), (Elsewhere(), 1)])
