@@ -29,10 +29,12 @@ def karras_schedule(
     sigma_min = check_number(sigma_min, "sigma_min", 0, above=True)
     sigma_max = check_number(sigma_max, "sigma_max", sigma_min, above=True)
     rho = check_number(rho, "rho", 0, above=True)
+    dtype = dtype or torch.float32
+    if not dtype.is_floating_point: raise TypeError(f"dtype must be floating, got {dtype}")
     roots = torch.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_timesteps, dtype=torch.float64)
     sigmas = roots**rho
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
-    return sigmas.to(dtype or torch.float32).to(device)
+    return sigmas.to(dtype).to(device)
 
 # %% ../nbs/11_schedules.ipynb #64dbe22a
 def _check_steps(current, total, initial, final, fewest:int):

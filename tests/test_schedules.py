@@ -161,7 +161,7 @@ def test_settings_of_the_karras_schedule_that_make_no_levels_are_refused():
             ("sigma_min", 0, ValueError),
             ("sigma_min", "1", TypeError), ("sigma_max", 0.002, ValueError),
             ("sigma_max", inf, ValueError),
-            ("rho", 0, ValueError), ("rho", nan, ValueError)):
+            ("rho", 0, ValueError), ("rho", nan, ValueError), ("dtype", torch.int64, TypeError)):
         with pytest.raises(error, match=f"^{name} must"):
             karras_schedule(**{"num_timesteps": 5, name: bad})
 

@@ -38,7 +38,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"tests": 210, "slider": 60, "overhead": 120, "speed": 270, "train": 0}  # seconds of each part, at most
 LEAST = 15  # seconds without which no part begins
-MAY_LACK = ("IPython", "anywidget", "ipywidgets", "matplotlib", "lpips", "sklearn", "scipy", "torchmetrics", "pandas", "hypothesis", "nbdev",
+MAY_LACK = ("IPython", "anywidget", "ipywidgets", "matplotlib", "lpips", "sklearn", "scipy", "torchmetrics", "pandas", "nbdev",
             "playwright", "tensorboard", "diffusers")
 
 
