@@ -66,8 +66,8 @@ class Live(ipywidgets.VBox):
     def refresh(self, change=None):
         "Draw, and show the picture or what went wrong"
         if self.held: return
-        self.message.value = WORKING
         try:
+            self.message.value = WORKING # within, as an interrupt may come at once
             self.picture.value = self.draw(**self.values())
             self.message.value = ""
         except KeyboardInterrupt:
