@@ -8,7 +8,17 @@ import tokenize
 from importlib import import_module
 
 import torch
-from test_project import FILES, NOTEBOOKS, PACKAGE, ROOT, cells, offenders, relative, settings, source
+from test_project import (
+    FILES,
+    NOTEBOOKS,
+    PACKAGE,
+    ROOT,
+    cells,
+    offenders,
+    relative,
+    settings,
+    source,
+)
 
 import consistency_models
 from consistency_models._modidx import d as index
@@ -23,7 +33,7 @@ def prose(path):
     """The text of a page without its blocks of code and formulas"""
     if path.suffix != ".ipynb": text = path.read_text(encoding="utf-8")
     else: text = "\n\n".join(source(c) for c in cells(path, "markdown"))
-    return re.sub(r"```.*?```", "", re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL), flags=re.DOTALL)
+    return re.sub(r"```.*?```|\$\$.*?\$\$", "", text, flags=re.DOTALL)
 
 
 def slug(heading):
@@ -50,7 +60,9 @@ def links(path):
     return [(path.parent / name if name else path, anchor) for name, _, anchor in parts]
 
 
-def pictures(cell): return [k for o in cell["outputs"] for k in o.get("data", {}) if k.startswith("image/")]
+def pictures(cell):
+    """The types of the pictures that a cell has stored"""
+    return [k for o in cell["outputs"] for k in o.get("data", {}) if k.startswith("image/")]
 
 
 def test_links_lead_to_files_and_anchors():
@@ -68,11 +80,12 @@ def test_figures_are_labelled_once_and_referred_to_by_their_label():
 
 def test_figures_have_labels_captions_and_stored_pictures():
     figures = lambda path: [c for c in cells(path, "code") if "#| label: fig-" in source(c)]
+    drawn = lambda path: [source(c) for c in cells(path, "code") if pictures(c)]
     caption = re.compile(r'^#\| fig-cap: ".+"$', re.MULTILINE)
-    assert offenders(lambda path: [source(c)[:60] for c in figures(path) if not caption.search(source(c))]) == {}
+    bare = lambda codes, pattern: [code[:60] for code in codes if not pattern.search(code)]
+    assert offenders(lambda path: bare(map(source, figures(path)), caption)) == {}
     assert offenders(lambda path: [source(c)[:60] for c in figures(path) if not pictures(c)]) == {}
-    bare = lambda path: [source(c)[:60] for c in cells(path, "code") if pictures(c) and not LABEL.search(source(c))]
-    assert offenders(bare) == {}
+    assert offenders(lambda path: bare(drawn(path), LABEL)) == {}
 
 
 # Names in prose
@@ -86,25 +99,25 @@ def identifiers(code):
 
 
 def known_names():
-    """Names that occur in code: in notebooks, package and scripts; and those of Python and PyTorch"""
+    """Names that occur in code of notebooks, package and scripts; those of Python and PyTorch"""
     spaces = (builtins, torch, torch.Tensor, torch.nn, torch.nn.functional, torch.optim, torch.hub)
     options = [*settings(), *re.findall(r"\w+", " ".join(settings().values()))]
     names = {*keyword.kwlist, *options, *(name for space in spaces for name in dir(space))}
     codes = [source(c) for path in NOTEBOOKS for c in cells(path, "code")]
-    scripts = [p for folder in ("tests", "tools", "benchmarks") for p in (ROOT / folder).glob("*.py")]
-    codes += [p.read_text(encoding="utf-8") for p in (*PACKAGE.glob("*.py"), *scripts, ROOT / "setup.py")]
+    codes += [p.read_text(encoding="utf-8") for p in FILES if p.suffix == ".py"]
     names = names.union(*map(identifiers, codes))
-    return names | {"BatchNorm", "call_parse", "nbdev_docs", "notebook_launcher"}  # known from elsewhere
+    elsewhere = {"BatchNorm", "call_parse", "nbdev_docs", "notebook_launcher"}  # of other packages
+    return names | elsewhere
 
 
 def test_names_in_prose_exist():
-    """A word in backticks that looks like a name of code (an underscore or inner capitals) is one"""
+    """A word in backticks that looks like a name (an underscore or inner capitals) is one"""
     known, ending = known_names(), re.compile(r"\.(md|py|ipynb|json|safetensors|yml|ini|png)$")
 
     def unknown(path):
         words = re.findall(r"(?<!`)`([A-Za-z_][\w.]*)(?:\(\))?`(?!`)", prose(path))
         parts = {part for w in words if not ending.search(w) for part in w.split(".")}
-        return sorted(p for p in parts if re.search(r"[a-z]_[a-z]|[a-z][A-Z]", p) and p not in known)
+        return sorted(p for p in parts - known if re.search(r"[a-z]_[a-z]|[a-z][A-Z]", p))
     assert offenders(unknown) == {}
 
 
@@ -112,14 +125,16 @@ def test_every_public_name_has_a_page():
     """nbdev turns a public name in backticks into a link if it knows the name's notebook"""
     known = {key.split(".")[-1] for module in index["syms"].values() for key in module}
     named = {name: getattr(consistency_models, name) for name in consistency_models.__all__}
-    own = [n for n, value in named.items() if getattr(value, "__module__", "").startswith("consistency_models.")]
+    ours = lambda value: getattr(value, "__module__", "").startswith("consistency_models.")
+    own = [name for name, value in named.items() if ours(value)]
     assert [n for n in own if n not in known and named[n].__name__ == n] == []
 
 
 def test_paths_in_prose_exist():
     """Files and folders of the project that a page names in backticks"""
     path = re.compile(r"`((?:nbs|tests|tools|benchmarks|consistency_models)/[\w./]*\w)`")
-    assert offenders(lambda page: [p for p in path.findall(prose(page)) if not (ROOT / p).exists()], PAGES) == {}
+    lost = lambda page: [p for p in path.findall(prose(page)) if not (ROOT / p).exists()]
+    assert offenders(lost, PAGES) == {}
 
 
 def test_scripts_import_what_the_package_has():
@@ -127,12 +142,13 @@ def test_scripts_import_what_the_package_has():
     missing = []
     for path in (p for folder in ("tools", "benchmarks") for p in (ROOT / folder).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(PACKAGE.name): continue
-            module = import_module(node.module)
-            missing += [(relative(path), a.name) for a in node.names if a.name != "*" and not hasattr(module, a.name)]
+            if not isinstance(node, ast.ImportFrom): continue
+            if not (node.module or "").startswith(PACKAGE.name): continue
+            module, names = import_module(node.module), {a.name for a in node.names} - {"*"}
+            missing += [(relative(path), name) for name in names if not hasattr(module, name)]
     assert missing == []
 
 
 def test_tests_stand_alone_in_their_folder():
-    others = [relative(p) for p in FILES if p.parent == ROOT / "tests" and not p.name.startswith("test_")]
-    assert others == ["tests/conftest.py"]
+    names = [p.name for p in FILES if p.parent == ROOT / "tests"]
+    assert [n for n in names if not n.startswith("test_")] == ["conftest.py"]

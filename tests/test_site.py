@@ -1,4 +1,4 @@
-"""What can be tested of the site without Quarto: nbdev processes every page, and each public name is shown and linked."""
+"""The site without Quarto: nbdev processes every page, and each public name is shown and linked."""
 import json
 import os
 import shutil
@@ -36,7 +36,8 @@ def site(tmp_path_factory):
     """A copy of the project that nbdev has processed, short of Quarto itself"""
     copy = tmp_path_factory.mktemp("site")
     for name in ("nbs", "consistency_models", "benchmarks"):
-        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, symlinks=True,
+                        ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("settings.ini", "_quarto.yml", "README.md"): shutil.copy(ROOT / name, copy / name)
     (copy / "process.py").write_text(PROCESS)
     paths = os.pathsep.join(filter(None, [str(ROOT / "tools"), os.environ.get("PYTHONPATH")]))
@@ -64,20 +65,22 @@ def front(page):
 
 def headings(page):
     """The names whose signatures a page shows"""
-    shown = ["".join(o.get("data", {}).get("text/markdown", "")) for c in page for o in c.get("outputs", [])]
+    outputs = [o.get("data", {}) for c in page for o in c.get("outputs", [])]
+    shown = ["".join(data.get("text/markdown", "")) for data in outputs]
     return [line[4:] for text in shown for line in text.splitlines() if line.startswith("### ")]
 
 
 def test_pages_are_processed_with_title_and_description(pages):
     titles = {p: (front(page)["title"], front(page)["description"]) for p, page in pages.items()}
     assert titles == {p: readme.title(ROOT / "nbs" / p) for p in PAGES}
-    kinds = {p: {o["output_type"] for c in page for o in c.get("outputs", [])} for p, page in pages.items()}
-    assert [p for p, found in kinds.items() if "error" in found] == []
+    kinds = {(p, o["output_type"]) for p in pages for c in pages[p] for o in c.get("outputs", [])}
+    assert [p for p, kind in kinds if kind == "error"] == []
 
 
 def test_every_public_name_has_a_signature_and_links_lead_to_it(pages):
     """nbdev links a public name in backticks to its page and heading"""
-    shown = {(front(page).get("output-file", f"{p.stem}.html"), name) for p, page in pages.items() for name in headings(page)}
+    address_of = {p: front(page).get("output-file", f"{p.stem}.html") for p, page in pages.items()}
+    shown = {(address_of[p], name) for p, page in pages.items() for name in headings(page)}
     links, lost = index["syms"], []
     for name in MODULES:
         module = import_module(f"consistency_models.{name}")
@@ -85,20 +88,22 @@ def test_every_public_name_has_a_signature_and_links_lead_to_it(pages):
             value = getattr(module, public)
             if getattr(value, "__name__", None) != public: continue  # a value, or a second name
             if value.__module__ != module.__name__: continue  # gathered from another module
-            address, _, heading = links[module.__name__][f"{module.__name__}.{public}"][0].partition("#")
-            if (address, public) not in shown or heading != public.lower(): lost.append((name, public, address, heading))
+            link = links[module.__name__][f"{module.__name__}.{public}"][0]
+            page, _, heading = link.partition("#")
+            if (page, public) not in shown or heading != public.lower(): lost.append((public, link))
     assert lost == [] and len(shown) > 50
 
 
 def test_names_in_backticks_become_links(pages):
-    text = "\n".join("".join(c["source"]) for c in pages[Path("18_sampling.ipynb")] if c["cell_type"] == "markdown")
-    address = f"{settings()['doc_host']}{settings()['doc_baseurl']}/parameterization.html#consistency_function"
-    assert f"[`consistency_function`]({address})" in text
+    text = "\n".join("".join(c["source"]) for c in pages[Path("18_sampling.ipynb")])
+    site = settings()["doc_host"] + settings()["doc_baseurl"]
+    assert f"[`consistency_function`]({site}/parameterization.html#consistency_function)" in text
 
 
 def test_source_is_shown_and_folded_once(pages):
-    """Also of cells marked `exporti`; whoever says how a cell is folded decides (nbs/93_pages.ipynb)"""
-    codes = {p: ["".join(c["source"]) for c in page if c["cell_type"] == "code"] for p, page in pages.items()}
+    """Also of cells marked `exporti`; a cell's own way of folding decides (nbs/93_pages.ipynb)"""
+    code_of = lambda page: ["".join(c["source"]) for c in page if c["cell_type"] == "code"]
+    codes = {p: code_of(page) for p, page in pages.items()}
     lesson = "\n".join(codes[Path("14_networks.ipynb")])
     assert "class UNet(" in lesson and "def check_inputs(" in lesson and "default_exp" not in lesson
     doubled = [(p, code[:90]) for p, found in codes.items() for code in found
@@ -108,7 +113,8 @@ def test_source_is_shown_and_folded_once(pages):
 
 def test_sidebar_lists_every_page_once():
     contents = read_yaml(ROOT / "nbs/sidebar.yml")["website"]["sidebar"]["contents"]
-    listed = [page for entry in contents for page in ([entry] if isinstance(entry, str) else entry["contents"])]
+    within = lambda entry: [entry] if isinstance(entry, str) else entry["contents"]
+    listed = [page for entry in contents for page in within(entry)]
     assert sorted(listed) == sorted(p.as_posix() for p in PAGES)
 
 
@@ -116,9 +122,11 @@ def test_settings_of_the_site(site):
     """The files that it names exist; processing changes neither the sidebar nor the index"""
     assert (ROOT / "nbs/_quarto.yml").resolve() == ROOT / "_quarto.yml"
     quarto, nbdev = read_yaml(ROOT / "_quarto.yml"), read_yaml(site / "nbs/nbdev.yml")
-    assert "commonmark" not in quarto["format"] and quarto["metadata-files"] == ["nbdev.yml", "sidebar.yml"]
+    assert "commonmark" not in quarto["format"]
+    assert quarto["metadata-files"] == ["nbdev.yml", "sidebar.yml"]
     assert nbdev["website"]["repo-url"] == settings()["git_url"]
-    named = [quarto["website"]["image"], quarto["format"]["html"]["css"], *quarto["project"]["resources"]]
+    style = quarto["format"]["html"]["css"]
+    named = [quarto["website"]["image"], style, *quarto["project"]["resources"]]
     assert [n for n in named if not (site / "_proc" / n).exists()] == []
     for name in ("nbs/sidebar.yml", "consistency_models/_modidx.py"):
         assert (site / name).read_text() == (ROOT / name).read_text()

@@ -1,6 +1,7 @@
-"""Draw nbs/images/card.png, the picture on the home page and on cards that link to it: `python tools/card.py`.
+"""Draw nbs/images/card.png, the picture on the home page and on cards: `python tools/card.py`.
 
-Everything on it is made by the bundled models: digits in one step, hidden halves filled in, coarse pictures sharpened.
+Everything on it is made by the bundled models: digits in one step, hidden halves filled in, coarse
+pictures sharpened.
 """
 
 from pathlib import Path
@@ -40,20 +41,28 @@ def shapes():
 def row(fig, images, left, top, name):
     """A row of pictures with its name before it"""
     width, height = fig.get_size_inches()
-    fig.text((left - 0.15) / width, 1 - (top + SIDE / 2) / height, name, ha="right", va="center", fontsize=13)
+    middle = 1 - (top + SIDE / 2) / height
+    fig.text((left - 0.15) / width, middle, name, ha="right", va="center", fontsize=13)
     for i, x in enumerate(images):
-        ax = fig.add_axes([(left + i * (SIDE + GAP)) / width, 1 - (top + SIDE) / height, SIDE / width, SIDE / height])
-        ax.imshow(((x + 1) / 2).clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+        corner = (left + i * (SIDE + GAP)) / width, 1 - (top + SIDE) / height
+        ax = fig.add_axes([*corner, SIDE / width, SIDE / height])
+        pixels = ((x + 1) / 2).clamp(0, 1).permute(1, 2, 0).squeeze(-1)
+        ax.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1)
         ax.axis("off")
 
 
 def draw():
     """The card, 1,200 by 630 pixels"""
     fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor="white")
-    fig.text(0.5, 0.945, "consistency_models", ha="center", va="center", fontsize=26, family="DejaVu Sans Mono", weight="bold")
-    fig.text(0.5, 0.88, "one step from noise to a picture; the same network fills in and sharpens, untrained for either", ha="center", va="center", fontsize=14, color="0.3")
+    center = {"ha": "center", "va": "center"}
+    font = {"fontsize": 26, "family": "DejaVu Sans Mono", "weight": "bold"}
+    fig.text(0.5, 0.945, "consistency_models", **font, **center)
+    line = ("one step from noise to a picture; "
+            "the same network fills in and sharpens, untrained for either")
+    fig.text(0.5, 0.88, line, fontsize=14, color="0.3", **center)
     names = ["noise", "one step", "half hidden", "filled in", "8 × 8 pixels", "32 × 32"]
-    for i, (images, name) in enumerate(zip(digits() + shapes(), names)): row(fig, images, 2.8, 1.1 + i * (SIDE + GAP) + 0.14 * (i // 2), name)
+    for i, (images, name) in enumerate(zip(digits() + shapes(), names)):
+        row(fig, images, 2.8, 1.1 + i * (SIDE + GAP) + 0.14 * (i // 2), name)
     fig.savefig(OUT)
 
 

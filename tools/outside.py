@@ -1,7 +1,7 @@
-"""Run notebooks in copies outside the repository, with the package as installed: `python tools/outside.py [NAMES]`.
+"""Run notebooks outside the repository, with the installed package: `python tools/outside.py`.
 
-This is how they meet a reader on Colab. Without names, all of them run but the page of benchmarks, which reads results
-that only a clone has.
+This is how they meet a reader on Colab. Names of notebooks may be given; without, all run but the page of benchmarks,
+which reads results that only a clone has.
 """
 
 import sys
@@ -25,13 +25,15 @@ def runnable(path):
 def run(path, folder):
     """Run one notebook in a folder; an error in a cell is raised"""
     start = time.perf_counter()
-    NotebookClient(runnable(path), timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    place = {"metadata": {"path": str(folder)}}
+    NotebookClient(runnable(path), timeout=900, kernel_name="python3", resources=place).execute()
     print(f"{path.relative_to(NBS)}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def main(names):
     """Run the named notebooks, or all"""
-    paths = [NBS / name for name in names] or sorted(p for p in NBS.rglob("*.ipynb") if p.stem != "benchmarks" and ".ipynb_checkpoints" not in p.parts)
+    found = [p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    paths = [NBS / name for name in names] or sorted(p for p in found if p.stem != "benchmarks")
     with TemporaryDirectory() as folder:
         for path in paths: run(path, folder)
 

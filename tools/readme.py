@@ -1,7 +1,7 @@
 """Write what is made from the text of the notebooks: `python tools/readme.py`.
 
-README.md from nbs/index.ipynb, CONTRIBUTING.md from nbs/contributing.ipynb, and nbs/llms.txt from nbs/sidebar.yml and the
-title cells of the notebooks that it lists.
+README.md from nbs/index.ipynb, CONTRIBUTING.md from nbs/contributing.ipynb, and nbs/llms.txt from
+nbs/sidebar.yml and the title cells of the notebooks that it lists.
 """
 
 import json
@@ -33,7 +33,8 @@ def block(cell):
     if cell["cell_type"] == "markdown": return source
     if not source or re.search(r"^#\| *(hide|include: *false)", source, re.M): return ""
     shown = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
-    return "\n\n".join([f"```python\n{shown.strip()}\n```", *filter(None, map(text_of, cell["outputs"]))])
+    printed = filter(None, map(text_of, cell["outputs"]))
+    return "\n\n".join([f"```python\n{shown.strip()}\n```", *printed])
 
 
 def cells(notebook):
@@ -42,15 +43,17 @@ def cells(notebook):
 
 
 def render(notebook):
-    """A notebook as Markdown; links and pictures, relative to `nbs/` in the notebook, are made relative to the top"""
+    """A notebook as Markdown; links relative to `nbs/` are made relative to the top"""
     text = "\n\n".join(filter(None, map(block, cells(notebook))))
     text = re.sub(r"\]\((?!https?:|#|\.\./)([^)]+)\)", r"](nbs/\1)", text).replace("](../", "](")
-    return f"<!-- Made from {notebook.relative_to(ROOT).as_posix()} by tools/readme.py; edit the notebook. -->\n\n{text}\n"
+    origin = notebook.relative_to(ROOT).as_posix()
+    return f"<!-- Made from {origin} by tools/readme.py; edit the notebook. -->\n\n{text}\n"
 
 
 def title(notebook):
     """The title of a notebook and its line of description"""
-    text = next(source for cell in cells(notebook) if (source := "".join(cell["source"])).startswith("# "))
+    texts = ["".join(cell["source"]) for cell in cells(notebook)]
+    text = next(t for t in texts if t.startswith("# "))
     return text.splitlines()[0].removeprefix("# "), text.splitlines()[-1].removeprefix("> ")
 
 
@@ -62,9 +65,10 @@ def line(path):
 
 def llms():
     """llms.txt: what the project is, and a link to each page in reading order"""
-    pages = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))
+    pages = [p for p in sidebar["website"]["sidebar"]["contents"] if isinstance(p, dict)]
     name, description = title(ROOT / "nbs/index.ipynb")
-    sections = [f"## {p['section']}\n\n" + "\n".join(map(line, p["contents"])) for p in pages if isinstance(p, dict)]
+    sections = [f"## {p['section']}\n\n" + "\n".join(map(line, p["contents"])) for p in pages]
     return "\n\n".join([f"# {name}", f"> {description}", CONVENTIONS, *sections]) + "\n"
 
 
