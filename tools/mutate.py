@@ -83,9 +83,8 @@ def tried(folder, module):
             continue
         source.write_text(whole.replace(old, new))
         code, output = tested(folder, module, "-x", *(f"--deselect={name}" for name in red))
-        if code > 1: sys.exit(f"{module}: with this fault no test runs: {what}\n{output}")
         red_now = re.findall(r"^(?:FAILED|ERROR) (?:\S+::)?(.*?)(?: - .*)?$", output, flags=re.M)
-        by = next(iter(red_now), "")
+        by = next(iter(red_now), "") if code < 2 else "no test runs at all"
         print(f"{module:32} {'found ' if code else 'MISSED'} {what:60} {by}", flush=True)
         if not code: missed.append(f"{module}: {what}")
     source.write_text(whole)
