@@ -206,7 +206,7 @@ class ConsistencyTraining(Objective):
         grid = karras_grid(N, self.sigma_min, self.sigma_max, self.rho, x.device, at_least_float32(x.dtype))
         where = draw_device(generator, x.device)
         n = torch.randint(0, N - 1, (len(x),), generator=generator, device=where).to(x.device)
-        return Levels(upper=grid[n + 1], lower=grid[n], grid=grid)
+        return Levels(upper=grid[n + 1], lower=grid[n], grid=grid.clone())
 
     def attach(self, net:nn.Module):
         "The teacher begins as a copy of the network"

@@ -56,7 +56,7 @@ class ImprovedConsistencyTraining(Objective):
         settings = N, self.sigma_min, self.sigma_max, self.rho, x.device, at_least_float32(x.dtype)
         grid, (p, weights) = karras_grid(*settings), _odds_and_weights(self.lognormal_mean, self.lognormal_std, *settings)
         n = draw_steps(p, len(x), generator).to(x.device)
-        return Levels(upper=grid[n + 1], lower=grid[n], weight=weights[n], grid=grid)
+        return Levels(upper=grid[n + 1], lower=grid[n], weight=weights[n], grid=grid.clone())
 
     def __call__(self,
         model:Callable, # the network being trained: any callable `model(x, sigma, **kwargs)`

@@ -10,7 +10,7 @@ import ipywidgets
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import picture, pixels
+from conftest import Own, picture, pixels
 
 from consistency_models import from_pretrained, preset_mask
 from consistency_models.editing import LUMINANCE
@@ -150,12 +150,6 @@ def test_the_same_file_and_the_same_mask_may_be_chosen_again():
 
 
 def test_a_network_of_ones_own_draws_its_own_examples():
-    class Own(torch.nn.Module):
-        sigma_data, notes = 0.5, {"shape": [1, 8, 8]}
-        def __init__(self):
-            super().__init__()
-            self.scale, self.drop = torch.nn.Parameter(torch.ones(())), torch.nn.Dropout(0.5)
-        def forward(self, x, sigma): return self.drop(self.scale * x.tanh())
     live = editing_explorer(Own())
     assert picture(live) == live.draw(**live.values()) and live.images.shape == (12, 1, 8, 8) and live.labels == [-1] * 12
 

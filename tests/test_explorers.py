@@ -5,7 +5,7 @@ import io
 import ipywidgets
 import pytest
 import torch
-from conftest import picture, pixels, seeded
+from conftest import Own, picture, pixels, seeded
 from PIL import Image
 
 from consistency_models import explorers as e
@@ -60,12 +60,6 @@ def test_only_the_levels_of_steps_that_are_made_are_seen_and_used():
 
 
 def test_a_network_of_ones_own_needs_notes_alone():
-    class Own(torch.nn.Module):
-        sigma_data, notes = 0.5, {"shape": [1, 8, 8]}
-        def __init__(self):
-            super().__init__()
-            self.scale, self.drop = torch.nn.Parameter(torch.ones(())), torch.nn.Dropout(0.5)
-        def forward(self, x, sigma): return self.drop(self.scale * x.tanh())
     live = e.sampling_explorer(Own())
     assert picture(live) == live.draw(**live.values())
 

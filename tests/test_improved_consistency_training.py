@@ -214,6 +214,12 @@ def test_weights_that_were_made_in_inference_mode_train():
     assert net.out.weight.grad.isfinite().all()
 
 
+def test_a_grid_that_a_caller_changes_changes_for_nobody_else():
+    before = step(plain, gaussian(4, 3)).sigmas.clone()
+    step(plain, gaussian(4, 3)).sigmas.mul_(2)
+    assert torch.equal(step(plain, gaussian(4, 3)).sigmas, before)
+
+
 CONVERSIONS = ("at_least_float32", "_levels", "one_level_each", "draw_device")
 READS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "cpu",
     "__array__", "nonzero")
