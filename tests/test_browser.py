@@ -34,6 +34,13 @@ from consistency_models import Trainer, UNet, load_digits
 trainer = Trainer(UNet(channels=(8, 16)), TensorDataset(load_digits()[0]), steps=100_000, batch_size=8)
 for state in training_dashboard(trainer.train(), lambda net: torch.zeros(4, 1, 8, 8), every=20): pass
 """
+AT_REST = """async () => {     // loaded, and no part of the page has moved for half a second
+    const places = () => JSON.stringify([...document.querySelectorAll('img.widget-image, canvas, .noUi-handle')]
+        .map(e => e.getBoundingClientRect()).concat(document.documentElement.scrollHeight));
+    await document.fonts.ready;
+    const before = places();
+    await new Promise(done => setTimeout(done, 500));
+    return document.readyState === 'complete' && places() === before; }"""
 digits = from_pretrained("digits")
 
 
@@ -104,6 +111,7 @@ def visit(chromium, voila):
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.goto(f"{voila}{name}.ipynb", timeout=60_000)
         page.wait_for_function("() => [...document.querySelectorAll('img.widget-image')].some(i => i.naturalWidth > 50)", timeout=60_000)
+        page.wait_for_function(AT_REST, timeout=60_000)
         return page
     yield open_page
     for context in contexts: context.close()
@@ -182,14 +190,15 @@ def test_hundred_fast_moves_end_in_the_last_picture(visit):
 
 def test_dragging_with_the_mouse(visit):
     page = visit("sampling")
-    before, box = picture(page), slider(page, "seed").bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    before, handle = picture(page), slider(page, "seed")
+    handle.hover()
+    box = handle.bounding_box()
     page.mouse.down()
     page.mouse.move(box["x"] + 90, box["y"] + box["height"] / 2, steps=15)
     page.mouse.up()
-    page.wait_for_timeout(1000)
+    page.wait_for_function("() => Number(document.querySelector('.widget-readout').innerText) > 20")
+    becomes(page, lambda png: png != before)
     seed = int(page.locator(".widget-readout").first.inner_text())
-    assert seed > 20 and picture(page) != before
     becomes(page, samples(seed=seed))
 
 
