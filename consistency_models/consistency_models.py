@@ -6,7 +6,11 @@ type checkers follow too.
 """
 
 from consistency_models.consistency_training import *
+from consistency_models.continuous import *
 from consistency_models.data import *
+from consistency_models.diffusion import *
+from consistency_models.distillation import *
+from consistency_models.easy import *
 from consistency_models.editing import *
 from consistency_models.improved_consistency_training import *
 from consistency_models.losses import *

@@ -9,7 +9,7 @@ __all__ = ['Levels', 'same_noise', 'consistency_pair', 'ConsistencyTrainingOutpu
 # %% ../nbs/15_consistency_training.ipynb #19a1f9ff
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,13 @@ class ConsistencyTrainingOutput:
         "The noise level at which each sample was asked"
         return self.levels.upper   # type: ignore[union-attr]
 
+# %% ../nbs/15_consistency_training.ipynb #74f9f776
+def output_of(predicted:Tensor, target:Tensor, levels:Levels) -> ConsistencyTrainingOutput:
+    "The output of a step, from two answers and where they were asked"
+    weights = None if levels.weight is None else pad_dims_like(levels.weight, predicted)
+    number = None if levels.grid is None else len(levels.grid)
+    return ConsistencyTrainingOutput(predicted, target, number, levels.grid, weights, levels)   # type: ignore[arg-type]
+
 # %% ../nbs/15_consistency_training.ipynb #9b253ba6
 class Objective:
     "What a training loop sees of a method; a method defines `levels`, and `to_lower` or `target` where it differs"
@@ -101,8 +108,8 @@ class Objective:
         "Draw the noise levels of step `k` of `K` for the batch `x`"
         raise NotImplementedError(f"{type(self).__name__} must define levels(k, K, x, generator)")
 
-    def to_lower(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels) -> Tensor:
-        "The noisy samples at the lower level"
+    def to_lower(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
+        "The noisy samples at the lower level; the keyword arguments are those of the network"
         return same_noise(x, noise, noisy, levels)
 
     def target(self, model:Callable) -> Callable:
@@ -132,10 +139,9 @@ class Objective:
             raise ValueError(f"the training step must lie between 0 and the total, got {k} of {K}")
         levels = self.levels(k, K, x, generator)
         f, g = (consistency_function_of(m, self.sigma_data, self.sigma_min, kwargs) for m in (model, target))
-        predicted, wanted = consistency_pair(f, g, x, randn_like(x, generator), levels, self.to_lower)
-        weights = None if levels.weight is None else pad_dims_like(levels.weight, x)
-        number = None if levels.grid is None else len(levels.grid)
-        return ConsistencyTrainingOutput(predicted, wanted, number, levels.grid, weights, levels)   # type: ignore[arg-type]
+        step = partial(self.to_lower, **kwargs)
+        pair = consistency_pair(f, g, x, randn_like(x, generator), levels, step)
+        return output_of(*pair, levels)
 
     def loss(self, output:ConsistencyTrainingOutput) -> Tensor: # shape `(batch,)`
         "Weighted distance of the two answers, for each sample"

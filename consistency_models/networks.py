@@ -66,6 +66,8 @@ def embed_labels(
     embedding:nn.Embedding|None, # table of label vectors; `None` for a network without classes
     class_labels:Tensor|None, # whole numbers, shape `(batch,)`
     batch:int, # number of samples
+    dropout:float=0., # share of labels that is left out in training
+    training:bool=False, # is this training?
 ) -> Tensor|float: # label vectors, shape `(batch, features)`, or 0
     "Look up class labels, or say clearly why that cannot be done"
     if embedding is None:
@@ -74,17 +76,20 @@ def embed_labels(
                          "build it with num_classes=")
     n = embedding.num_embeddings
     if class_labels is None:
-        raise ValueError(f"this network has {n} classes and needs class_labels=")
+        if dropout: return 0.
+        raise ValueError(f"this network has {n} classes and needs class_labels=; only one built "
+                         "and trained with label_dropout= answers without")
     whole = isinstance(class_labels, Tensor) and not (
         class_labels.is_floating_point() or class_labels.is_complex())
     if not whole: raise TypeError("class_labels must be a tensor of whole numbers")
     if class_labels.shape != (batch,):
         raise ValueError(f"class_labels must have shape ({batch},), got "
                          f"{tuple(class_labels.shape)}")
-    try: return embedding(class_labels.long())
+    try: found = embedding(class_labels.long())
     except IndexError:
         raise ValueError(f"class_labels must lie from 0 to {n - 1}: "
                          f"this network has {n} classes") from None
+    return found * (torch.rand_like(found[:, :1]) >= dropout) if dropout and training else found
 
 # %% ../nbs/14_networks.ipynb #425e3a03
 def _arguments(
@@ -115,11 +120,13 @@ class MLP(nn.Module):
         num_classes:int|None=None, # number of class labels, if any
         sigma_data:float=0.5, # standard deviation of the clean data, for $c_{in}$
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
+        label_dropout:float=0., # share of labels left out in training, which guidance needs
     ):
         super().__init__()
         self.config = _arguments(locals())
         self.sigma_data, self.precondition = sigma_data, precondition
         self.embed = NoiseEmbedding(width)
+        self.label_dropout = label_dropout
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
         self.inp, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
         self.layers = nn.ModuleList(ResidualLayer(width, width) for _ in range(depth))
@@ -127,7 +134,8 @@ class MLP(nn.Module):
     def forward(self, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) -> Tensor:
         check_inputs(x, sigma, self.inp.in_features)
         if self.precondition: x, sigma = scale_inputs(x, sigma, self.sigma_data)
-        emb = F.silu(self.embed(sigma) + embed_labels(self.labels, class_labels, len(x)))
+        labels = embed_labels(self.labels, class_labels, len(x), self.label_dropout, self.training)
+        emb = F.silu(self.embed(sigma) + labels)
         h = self.inp(x)
         for layer in self.layers: h = layer(h, emb)
         return self.out(h)
@@ -192,12 +200,14 @@ class UNet(nn.Module):
         sigma_data:float=0.5, # standard deviation of the clean data, for $c_{in}$
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
         patch:int=1, # blocks of `patch` by `patch` pixels become channels, to save time
+        label_dropout:float=0., # share of labels left out in training, which guidance needs
     ):
         super().__init__()
         self.config = _arguments(locals())
         self.sigma_data, self.precondition = sigma_data, precondition
         self.in_channels, self.patch, features = in_channels, patch, 2 * channels[0]
         self.embed = NoiseEmbedding(features)
+        self.label_dropout = label_dropout
         self.labels = nn.Embedding(num_classes, features) if num_classes else None
         self.inp = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
 
@@ -231,7 +241,8 @@ class UNet(nn.Module):
             raise ValueError(f"height and width must be divisible by {self.factor}, "
                              f"got {tuple(x.shape[2:])}; pad or resize the images")
         if self.precondition: x, sigma = scale_inputs(x, sigma, self.sigma_data)
-        emb = F.silu(self.embed(sigma) + embed_labels(self.labels, class_labels, len(x)))
+        labels = embed_labels(self.labels, class_labels, len(x), self.label_dropout, self.training)
+        emb = F.silu(self.embed(sigma) + labels)
         h = self.inp(F.pixel_unshuffle(x, self.patch))
         stored = [h]
         for layer in self.down:

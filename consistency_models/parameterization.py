@@ -119,15 +119,26 @@ def _skip_connection(net:Callable, sigma_data:float, sigma_min, x:Tensor, sigma:
     return torch.where(pad_dims_like(level <= end, x), x, c_skip * x + c_out * output).to(x.dtype)
 
 # %% ../nbs/13_parameterization.ipynb #0a995b39
+def _inside(net):
+    "A network, and what it wraps: compiled, parallel, or with arguments filled in by `partial`"
+    while net is not None:
+        yield net
+        parts = (getattr(net, name, None) for name in ("func", "module", "_orig_mod", "__wrapped__", "__self__"))
+        net = next((part for part in parts if part is not None), None)
+
+def is_network(
+    net, # anything callable
+) -> bool: # is it, or does it wrap, a torch module?
+    "Networks are torch modules; other functions may be denoisers"
+    return any(isinstance(part, nn.Module) for part in _inside(net))
+
 def sigma_data_of(
     net, # a network, also compiled, parallel, or with arguments filled in by `partial`
 ) -> float|None: # what it was built for, `None` if it does not say
     "The standard deviation of the data as the network itself knows it"
-    while net is not None:
-        own = getattr(net, "sigma_data", None)
+    for part in _inside(net):
+        own = getattr(part, "sigma_data", None)
         if isinstance(own, Real) or isinstance(own, Tensor) and own.numel() == 1: return float(own)
-        inside = (getattr(net, name, None) for name in ("func", "module", "_orig_mod", "__wrapped__", "__self__"))
-        net = next((m for m in inside if m is not None), None)
     return None
 
 def check_sigma_data(net, sigma_data:float):

@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checks import as_tensor, check_integer
+from .checks import as_tensor, check_descending, check_integer
+from .diffusion import ode_trajectory
 from .networks import MLP, UNet
 from .parameterization import Precondition
 from .sampling import trajectory
 from .checkpoints import write_whole
-from .utils import default_device
+from .utils import default_device, randn_like
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
 NETWORKS = {"UNet": UNet, "MLP": MLP}
@@ -283,18 +284,23 @@ def sample(
     labels=None, # one class, or a list or tensor, repeated as needed; each in turn if `None`
     seed:int=0, # of the noise, which is drawn on the CPU
     shape=None, # of one sample; what the network's notes say if `None`
+    solver=None, # for a diffusion model: `heun_step` or `euler_step`, from level to level
 ) -> Tensor: # samples in [-1, 1], shape `(n, *shape)`, on the network's device
-    "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023)"
+    "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023), or of Karras et al. (2022)"
     n = check_integer(n, "n", 1)
     shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
     if shape is None: raise ValueError("shape must be given, such as (1, 8, 8), since the network has no notes of it")
+    levels = check_descending(sigmas, 0.)
     generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
     samples = torch.empty(n, *shape, device=_device_of(net))
     for start in range(0, n, 2000):
         part = slice(start, start + 2000)
         asked = {k: v[part] for k, v in classes.items()}
-        *_, (_, _, x) = trajectory(net, samples[part], sigmas, generator=generator, **asked)
-        samples[part] = x
+        if solver:
+            noise = randn_like(samples[part], generator)
+            *_, (_, _, x) = ode_trajectory(net, levels[0] * noise, levels, solver, **asked)
+        else: *_, (_, _, x) = trajectory(net, samples[part], levels, generator=generator, **asked)
+        samples[part] = x.clamp(-1, 1)
     return samples
 
 # %% ../nbs/34_pretrained.ipynb #3810f139

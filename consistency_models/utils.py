@@ -183,6 +183,13 @@ def average_of(
     return copied._apply(lambda t: t.to(at_least_float32(t.dtype)) if t.is_floating_point() else t)
 
 # %% ../nbs/90_utils.ipynb #589ff4be
+def bare_network(
+    model:nn.Module, # a network; also compiled, or wrapped for several processes
+) -> nn.Module: # the network alone
+    "A network without what makes it fast or parallel"
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
+    return getattr(model, "_orig_mod", model)
+
 def with_weights(
     model:nn.Module, # a network; also compiled, or wrapped for several processes
     average:nn.Module, # what `average_of` made of it
