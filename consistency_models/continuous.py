@@ -47,7 +47,7 @@ def tangent(
     sigma_data:float, # standard deviation of the data
     warmup:float=1., # $r$, from 0 to 1: how much of the parts that can be unstable counts
 ) -> Tensor: # $g$, shape of `x`
-    "How the network's output has to move: Lu & Song (2024), Algorithm 1, written in $\sigma$"
+    "How the network's output has to move: Lu & Song (2024), Algorithm 1, written in $\\sigma$"
     total = (sigma**2 + sigma_data**2).sqrt()
     cos, sin = (pad_dims_like(v / total, x) for v in (sigma_data, sigma))
     still = cos**2 * sigma_data * F + cos * sigma_data * slope - cos**2 * sin * x
@@ -86,7 +86,7 @@ class ContinuousConsistencyTraining(Objective):
         return Levels(upper=sigma, lower=sigma)
 
     def slope(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
-        "$dx/d\sigma$: the sample's own noise"
+        "$dx/d\\sigma$: the sample's own noise"
         return noise
 
     def attach(self, net:nn.Module):
@@ -129,6 +129,6 @@ class ContinuousConsistencyTraining(Objective):
 class ContinuousConsistencyDistillation(ContinuousConsistencyTraining, Distillation):
     "Simplified continuous-time consistency distillation (sCD): Lu & Song (2024), Algorithm 1"
     def slope(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
-        "$dx/d\sigma$: that of the teacher's path"
+        "$dx/d\\sigma$: that of the teacher's path"
         denoised = self.teacher(**kwargs)(noisy, levels.upper)
         return (noisy - denoised) / pad_dims_like(levels.upper, noisy)

@@ -123,7 +123,7 @@ def guided(
     net:Callable, # a network, or a denoiser `D(x, sigma, **kwargs)`, which also answers without conditions
     weight:float, # $w$: 0 without conditions, 1 with them, above 1 exaggerated
 ) -> Callable: # the same kind of thing
-    "Classifier-free guidance, $D_w = D(x) + w\,(D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
+    "Classifier-free guidance, $D_w = D(x) + w (D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
     weight = check_number(weight, "weight", 0)
     return Guided(net, weight) if isinstance(net, nn.Module) else partial(_guide, net, weight)
 
