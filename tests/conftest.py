@@ -93,17 +93,17 @@ class Exact(nn.Module):
     each of `n` samples and each of three directions in which that function could change.
     """
 
-    def __init__(self, n, mean, std):
+    def __init__(self, n, mean, std, sigma_min=0.002):
         super().__init__()
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.sigma_min = mean, std, sigma_min
         self.change = nn.Parameter(torch.zeros(n, 3, dtype=torch.float64))
 
     def forward(self, x, sigma):
         s = sigma[:, None]
-        exact = gaussian_consistency_function(x, sigma, self.mean, self.std)
+        exact = gaussian_consistency_function(x, sigma, self.mean, self.std, self.sigma_min)
         centered = (x - self.mean) / (s**2 + self.std**2).sqrt()
         directions = torch.stack([torch.ones_like(x), centered, centered.tanh() * s.log()], -1)
-        raw = (exact - skip_scaling(s) * x) / output_scaling(s)
+        raw = (exact - skip_scaling(s, 0.5, self.sigma_min) * x) / output_scaling(s, 0.5, self.sigma_min)
         return raw + (directions * self.change[:, None]).sum(-1)
 
 
@@ -112,7 +112,7 @@ def gradient_at_gaussian_data(objective, std, n=100_000):
     The largest mean gradient of `objective` on data from N(0.3, 0.5^2), over its root mean square, at
     the exact consistency function of N(0.3, std^2).
     """
-    generator, net = seeded(), Exact(n, 0.3, std)
+    generator, net = seeded(), Exact(n, 0.3, std, objective.sigma_min)
     x = 0.3 + 0.5 * torch.randn(n, 3, dtype=torch.float64, generator=generator)
     objective.attach(net)
     objective.loss(objective.step(net, x, 10, 10, generator)).sum().backward()
