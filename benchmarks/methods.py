@@ -19,6 +19,7 @@ The results go to `benchmarks/results/methods.json`, where those of other data s
 import copy
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
@@ -97,6 +98,17 @@ def energy_distance(a, b):
     return (2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()).item()
 
 
+def judge_of(data, keep, x, labels):
+    """The classifier in whose features images are compared, trained once; `None` on points"""
+    if labels is None: return None
+    file = Path(keep) / f"{data}-judge.pt"
+    if not file.exists():
+        judge = train_classifier(x, labels, 800 if data == "digits" else 3000)
+        torch.save(judge, made := file.with_name(f"{os.getpid()}-{file.name}"))
+        made.rename(file)
+    return torch.load(file, weights_only=False)
+
+
 def distances(net, data, real, labels, judge, second, n, seed=0):
     """Distance of samples in one step and in two"""
     results = []
@@ -110,12 +122,12 @@ def distances(net, data, real, labels, judge, second, n, seed=0):
     return results
 
 
-def train(data, method, steps, seed, root, teacher=None, points=8, **changes):
+def train(data, method, steps, seed, keep, root, teacher=None, points=8, **changes):
     """Train one method; returns the trainer, its CPU seconds, and the curve over training"""
     s, own = DATA[data], METHODS[method] | {k: v for k, v in changes.items() if k not in DATA[data]}
     s = s | {k: v for k, v in changes.items() if k in s}
     x, real, labels, real_labels = load(data, root)
-    judge = None if labels is None else train_classifier(x, labels, 800 if data == "digits" else 3000)
+    judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
     sigma_data = measure_sigma_data(x)
     net = network(data, sigma_data, seed) if teacher is None else copy.deepcopy(teacher).requires_grad_(True)
     columns = (x,) if labels is None else (x, labels)
@@ -144,7 +156,7 @@ def prepare(data, budget, amount, seed, keep, root="data", rates=None):
     torch.set_num_threads(1)
     folder, steps = Path(keep) / f"{data}-diffusion-{budget}-{seed}", steps_for(data, "diffusion", budget, SHARE * amount, rates)
     if folder.exists() and (notes := from_pretrained(folder).notes)["steps"] == steps: return notes["seconds"] / steps
-    trainer, seconds, _ = train(data, "diffusion", steps, seed, root)
+    trainer, seconds, _ = train(data, "diffusion", steps, seed, keep, root)
     save_pretrained(trainer.average, folder, shape=list(trainer.data[0][0].shape), steps=steps, seconds=seconds)
     return seconds / steps
 
@@ -157,7 +169,7 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
     teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}") if tuned else None
     spent, evaluations = (teacher.notes["seconds"], teacher.notes["steps"] * size) if tuned else (0., 0)
     steps = steps_for(data, method, budget, (1 - SHARE if tuned else 1) * amount, rates)
-    trainer, seconds, curve = train(data, method, steps, seed, root, teacher, **changes)
+    trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, **changes)
     save_pretrained(trainer.average, Path(keep) / f"{data}-{method}-{budget}-{seed}", shape=list(trainer.data[0][0].shape))
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     curve = [[e + evaluations, t + spent, *rest] for e, t, *rest in curve]
@@ -165,11 +177,11 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
             "evaluations": evaluations + steps * size * COST[method], "steps": steps, "memory": memory, "rate": seconds / steps, "curve": curve}
 
 
-def reference(data, root):
+def reference(data, keep, root):
     """The distance of two sets of real data"""
     x, real, labels, _ = load(data, root)
     if data == "moons": return energy_distance(two_moons(4000, generator=torch.Generator().manual_seed(2)), real)
-    values = reference_distance(real, train_classifier(x, labels, 800 if data == "digits" else 3000).features)
+    values = reference_distance(real, judge_of(data, keep, x, labels).features)
     return sum(values) / len(values)
 
 
@@ -201,7 +213,7 @@ def main():
                     r, kept = job.result(), json.loads(options.out.read_text()) if options.out.exists() else kept
                     same = ("data", "method", "budget", "seed")
                     runs = [o for o in kept["runs"] if any(o[k] != r[k] for k in same)] + [r]
-                    known = kept["reference"] | {data: kept["reference"].get(data) or reference(data, options.root)}
+                    known = kept["reference"] | {data: kept["reference"].get(data) or reference(data, keep, options.root)}
                     rates_known = kept.get("diffusion", {}) | ({data: rate} if budget == "evaluations" else {})
                     write(options.out, settings={"data": DATA, "methods": METHODS, "share": SHARE, "cost": COST}, runs=runs, reference=known, diffusion=rates_known)
                     print(f"{data} {r['method']} {budget} {r['seed']}: {r['one']:.4g} in one step, {r['two']:.4g} in two, {r['seconds']:.0f} s", flush=True)
