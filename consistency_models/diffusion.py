@@ -129,8 +129,7 @@ def guided(
 
 def _guide(net:Callable, weight:float, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
     "Both answers, mixed; for a network too, since $D$ is its output times a number plus a multiple of $x$"
-    free = net(x, sigma)
-    return free + weight * (net(x, sigma, **kwargs) - free)
+    return torch.lerp(net(x, sigma), net(x, sigma, **kwargs), weight)
 
 # %% ../nbs/20_diffusion.ipynb #931a7847
 class Guided(nn.Module):
