@@ -42,6 +42,7 @@ def check_lognormal(objective):
     check_number(objective.lognormal_std, "lognormal_std", 0, above=True)
 
 # %% ../nbs/20_diffusion.ipynb #47dc93ac
+#| code-fold: true
 @dataclass(eq=False)
 class DiffusionTraining(Objective):
     "Denoising: the loss of Karras et al. (2022), section 5 and Table 1"
