@@ -47,6 +47,7 @@ from consistency_models import (
     from_pretrained,
     load_digits,
     measure_sigma_data,
+    pseudo_huber_loss,
     sample,
     save_pretrained,
     train_classifier,
@@ -65,8 +66,8 @@ DATA = {
     "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999, second=0.8, n=10_000),
 }
 METHODS = {     # what differs from the defaults
-    "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40}, "cd": {"num_timesteps": 18},
-    "ect": {"q": 256., "stages": 1}, "sct": {"warmup": 500}, "scd": {"warmup": 500},
+    "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40}, "cd": {"distance": pseudo_huber_loss},
+    "ect": {"q": 256., "stages": 1}, "sct": {}, "scd": {},
 }
 
 
@@ -215,7 +216,7 @@ def main():
                     runs = [o for o in kept["runs"] if any(o[k] != r[k] for k in same)] + [r]
                     known = kept["reference"] | {data: kept["reference"].get(data) or reference(data, keep, options.root)}
                     rates_known = kept.get("diffusion", {}) | ({data: rate} if budget == "evaluations" else {})
-                    write(options.out, settings={"data": DATA, "methods": METHODS, "share": SHARE, "cost": COST}, runs=runs, reference=known, diffusion=rates_known)
+                    write(options.out, settings={"data": DATA, "methods": {m: {k: getattr(v, "__name__", v) for k, v in own.items()} for m, own in METHODS.items()}, "share": SHARE, "cost": COST}, runs=runs, reference=known, diffusion=rates_known)
                     print(f"{data} {r['method']} {budget} {r['seed']}: {r['one']:.4g} in one step, {r['two']:.4g} in two, {r['seconds']:.0f} s", flush=True)
 
 
