@@ -64,7 +64,8 @@ DATA = {
 }
 METHODS = {     # what differs from the defaults
     "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40},
-    "cd": {"distance": pseudo_huber_loss}, "ect": {"q": 256., "stages": 1}, "sct": {}, "scd": {},
+    "cd": {"distance": pseudo_huber_loss}, "ect": {"stages": 6},
+    "sct": {"rate": 0.25}, "scd": {"rate": 0.25},     # of the others' learning rate
 }
 
 
@@ -128,6 +129,7 @@ def distances(net, data, real, labels, judge, second, n, seed=0):
 def train(data, method, steps, seed, keep, root, teacher=None, points=8, **changes):
     """Train one method; returns the trainer, its CPU seconds, and the curve over training"""
     own = METHODS[method] | changes
+    rate = own.pop("rate", 1)
     s = DATA[data] | {k: own.pop(k) for k in DATA[data] if k in own}
     x, real, labels, real_labels = load(data, root)
     judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
@@ -137,7 +139,7 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
     trainer = Trainer(net, TensorDataset(*columns), steps,
                       objective(method, sigma_data, teacher, **own),
                       ("class_labels",) * (len(columns) - 1), s["batch_size"],
-                      learning_rate=s["learning_rate"], ema_decay=s["ema_decay"], seed=seed,
+                      learning_rate=rate * s["learning_rate"], ema_decay=s["ema_decay"], seed=seed,
                       channels_last=data != "moons",
                       precision="bf16" if data == "MNIST" else "no")
     curve, seconds, start = [], 0., time.process_time()
