@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .checks import check_number, check_samples
+from .checks import check_number
 from .consistency_training import (
-    ConsistencyTrainingOutput, Levels, Objective, add_noise, output_of, squared_error)
+    ConsistencyTrainingOutput, Levels, Objective, add_noise, check_step, output_of, squared_error)
 from .diffusion import check_lognormal, lognormal_levels
 from .distillation import Distillation
 from .networks import NoiseEmbedding, zero_init
-from .parameterization import noise_conditioning
+from .parameterization import noise_conditioning, wrong_output
 from .utils import (
     bare_network, pad_dims_like, randn_like, random_state, replay)
 
@@ -125,10 +125,11 @@ class ContinuousConsistencyTraining(Objective):
         **kwargs, # keyword arguments for the network
     ) -> ConsistencyTrainingOutput:
         "The network's output $F$ as `predicted`, and where it should move as `target`"
-        check_samples(x)
+        check_step(x, k, K)
         levels, noise = self.levels(k, K, x, generator), randn_like(x, generator)
         noisy, state = add_noise(x, noise, levels.upper), random_state(x.device)
         predicted = model(noisy, levels.upper, **kwargs)
+        if getattr(predicted, "shape", None) != x.shape: raise wrong_output(predicted, x)
         with torch.no_grad():
             slope = self.slope(x, noise, noisy, levels, **kwargs)
             with replay(state, x.device):
