@@ -15,7 +15,9 @@ from consistency_models.data import open_data
 from consistency_models.recipes import recipe_for
 
 pytestmark = pytest.mark.slow
-SMALL = {"objective": "ict", "label_dropout": 0., "channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16, "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
+SMALL = {
+    "objective": "ict", "label_dropout": 0., "channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16,
+    "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
 
 
 def check(folder, *arguments):
