@@ -47,6 +47,7 @@ def check_solver(solver):
     raise TypeError(f"solver must be a function such as heun_step or euler_step, got {solver!r}")
 
 # %% ../nbs/20_diffusion.ipynb #47dc93ac
+#| code-fold: true
 @dataclass(eq=False)
 class DiffusionTraining(Objective):
     "Denoising: the loss of Karras et al. (2022), section 5 and Table 1"
@@ -141,8 +142,7 @@ def guided(
 
 def _guide(net:Callable, weight:float, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
     "Both answers, mixed; for a network too, since $D$ is its output times a number plus a multiple of $x$"
-    free = net(x, sigma)
-    return free + weight * (net(x, sigma, **kwargs) - free)
+    return torch.lerp(net(x, sigma), net(x, sigma, **kwargs), weight)
 
 # %% ../nbs/20_diffusion.ipynb #931a7847
 class Guided(nn.Module):

@@ -61,6 +61,7 @@ class ConsistencyDistillation(Distillation):
     solver: Callable = heun_step # one step down the teacher's path: `heun_step` or `euler_step`
     distance: Callable = squared_error # of the two answers
     target_decay: float = 0. # of the averaged weights that give the target; 0: the current ones
+    gap_weights: bool = True # weight 1 over the length of the step; off: 1, as in the paper's runs
 
     def __post_init__(self):
         check_integer(self.num_timesteps, "num_timesteps", 2)
@@ -78,7 +79,9 @@ class ConsistencyDistillation(Distillation):
         grid = self._grid(x.device, at_least_float32(x.dtype))
         where = draw_device(generator, x.device)
         n = torch.randint(0, len(grid) - 1, (len(x),), generator=generator, device=where).to(x.device)
-        return Levels(upper=grid[n + 1], lower=grid[n], grid=grid.clone())
+        upper, lower = grid[n + 1], grid[n]
+        weight = 1 / (upper - lower) if self.gap_weights else None
+        return Levels(upper=upper, lower=lower, weight=weight, grid=grid.clone())
 
     def to_lower(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
         "One step of the solver along the teacher's path"
