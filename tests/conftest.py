@@ -248,8 +248,8 @@ def dropping_unet():
 METHODS = {     # every objective, with all that it can keep
     "diffusion": DiffusionTraining, "CT": lambda: CT, "iCT": lambda: ICT,
     "CD": lambda: ConsistencyDistillation(guided(dropping_unet(), 1.5), target_decay=0.9),
-    "ECT": EasyConsistencyTuning, "sCT": lambda: ContinuousConsistencyTraining(warmup=3),
-    "sCD": lambda: ContinuousConsistencyDistillation(dropping_unet(), warmup=3)}
+    "ECT": EasyConsistencyTuning, "sCT": ContinuousConsistencyTraining,
+    "sCD": lambda: ContinuousConsistencyDistillation(dropping_unet())}
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
