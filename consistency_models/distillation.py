@@ -7,7 +7,7 @@ __all__ = ['ConsistencyDistillation', 'DiffusersNetwork', 'denoiser_from_diffuse
 
 # %% ../nbs/21_distillation.ipynb #9b58c422
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,36 +15,43 @@ from torch import Tensor, nn
 from .checks import check_integer, check_number
 from .consistency_training import (
     Levels, Objective, karras_grid, squared_error)
-from .diffusion import as_denoiser
+from .diffusion import as_denoiser, check_solver
 from .parameterization import output_scaling, skip_scaling
 from .paths import heun_step
-from consistency_models.utils import (
-    as_double, at_least_float32, average_of, draw_device, pad_dims_like, update_ema_model_,
-    with_weights)
+from .utils import (
+    as_double, at_least_float32, average_of, bare_network, draw_device, pad_dims_like,
+    update_ema_model_, with_weights)
 
 # %% ../nbs/21_distillation.ipynb #1b18940b
 @dataclass(eq=False)
 class Distillation(Objective):
     "What the objectives with a teacher share: the teacher"
-    denoiser: Callable # the teacher: a network, or any denoiser `D(x, sigma, **kwargs)`
+    denoiser: Callable = field(repr=False) # the teacher: a network, or any `D(x, sigma, **kwargs)`
 
     def attach(self, net:nn.Module):
-        "Take a copy of the teacher, if it is a network: frozen, without dropout, on the network's device"
+        "Take a copy of the teacher, if it is a network, in the type of `net` and where that lives"
         super().attach(net)
-        if not callable(self.denoiser):
-            raise TypeError("denoiser must be a network or a function D(x, sigma), "
-                            f"got {type(self.denoiser).__name__}")
+        if not callable(self.denoiser) or isinstance(self.denoiser, type):
+            raise TypeError("denoiser must be a network, or a function D(x, sigma, **kwargs), "
+                            f"got {self.denoiser!r}")
         if type(self.denoiser).__module__.startswith("diffusers."):
             raise TypeError(f"denoiser is a bare {type(self.denoiser).__name__} of diffusers; "
                             "give DiffusersNetwork(model, scheduler)")
         if isinstance(self.denoiser, nn.Module):
-            device = next(net.parameters()).device
-            self.kept["denoiser"] = average_of(self.denoiser).to(device).eval()
+            copied = average_of(bare_network(self.denoiser))
+            self.kept["denoiser"] = copied.to(next(net.parameters())).eval()
 
     def teacher(self, **kwargs) -> Callable: # `D(x, sigma)`
         "The teacher's best guess; the keyword arguments are those of the network"
         own = self.kept["denoiser"] if "denoiser" in self.kept else self.denoiser
         return as_denoiser(own, **kwargs)
+
+    def load_state_dict(self, state:dict):
+        "Raise if the state is that of another teacher"
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("denoiser.")}
+        if not all(k in state and torch.equal(v, state[k].to(v)) for k, v in own.items()):
+            raise ValueError("the run was begun with another teacher, or another guidance")
+        super().load_state_dict(state)
 
 # %% ../nbs/21_distillation.ipynb #5151d036
 @dataclass(eq=False)
@@ -64,6 +71,7 @@ class ConsistencyDistillation(Distillation):
         check_integer(self.num_timesteps, "num_timesteps", 2)
         check_number(self.target_decay, "target_decay", 0, 1)
         check_number(self.sigma_data, "sigma_data", 0, above=True)
+        check_solver(self.solver)
         self._grid(torch.device("cpu"), torch.float32)
 
     def _grid(self, device:torch.device, dtype:torch.dtype) -> Tensor:
