@@ -333,7 +333,7 @@ def test_an_averaged_target_starts_as_the_network_and_follows_it():
 
 @pytest.mark.parametrize("decay", [0., 0.5])
 def test_a_run_that_is_stopped_and_resumed_is_the_same(tmp_path, decay):
-    """The teacher is kept in the checkpoint: a resumed run may name another and gets the first."""
+    """The teacher is kept in the checkpoint; a run is not resumed with another."""
     def objective(seed):
         torch.manual_seed(seed)
         return ConsistencyDistillation(MLP(width=16, depth=1), target_decay=decay)
@@ -341,6 +341,8 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same(tmp_path, decay):
     broken = resumed(tmp_path, 10, objective=objective(1))
     assert same(whole, broken)
     assert any(name.startswith("denoiser.") for name in whole.objective.state_dict())
+    with pytest.raises(ValueError, match="begun with another teacher"):
+        make_trainer(tmp_path, objective=objective(2)).resume()
 
 
 class Rescaled(ConvNet):
@@ -430,13 +432,18 @@ def test_settings_that_no_step_can_use_are_refused_when_they_are_given(name, bad
         ConsistencyDistillation(gaussian_denoiser, **{name: bad})
 
 
+def test_a_solver_that_cannot_be_called_is_refused():
+    with pytest.raises(TypeError, match="^solver must be .*got 'heun'"):
+        ConsistencyDistillation(gaussian_denoiser, solver="heun")
+
+
 def test_levels_without_order_are_refused():
     with pytest.raises(ValueError, match="sigma_m"):
         ConsistencyDistillation(gaussian_denoiser, sigma_min=80., sigma_max=0.002)
 
 
 def test_what_is_no_denoiser_is_refused():
-    for bad, what in ((None, "NoneType"), ("digits", "str")):
+    for bad, what in ((None, "None"), ("digits", "'digits'"), (MLP, "<class")):
         with pytest.raises(TypeError, match=f"^denoiser must be .*got {what}"):
             ConsistencyDistillation(bad).attach(AnyRank())
     model, _ = small_diffusers()
