@@ -107,12 +107,12 @@ class Exact(nn.Module):
         return raw + (directions * self.change[:, None]).sum(-1)
 
 
-def gradient_at_gaussian_data(objective, std, n=100_000):
+def gradient_at_gaussian_data(objective, std, n=100_000, net=Exact):
     """
     The largest mean gradient of `objective` on data from N(0.3, 0.5^2), over its root mean square, at
-    the exact consistency function of N(0.3, std^2).
+    the exact consistency function of N(0.3, std^2), or another exact `net`.
     """
-    generator, net = seeded(), Exact(n, 0.3, std, objective.sigma_min)
+    generator, net = seeded(), net(n, 0.3, std, objective.sigma_min)
     x = 0.3 + 0.5 * torch.randn(n, 3, dtype=torch.float64, generator=generator)
     objective.attach(net)
     objective.loss(objective.step(net, x, 10, 10, generator)).sum().backward()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import gaussian, shake
 
-from consistency_models import MLP, UNet
+from consistency_models import MLP, UNet, consistency_function
+from consistency_models.consistency_training import Levels, consistency_pair
 from consistency_models.networks import NoiseEmbedding, ResBlock, SelfAttention
 
 
@@ -142,6 +143,32 @@ def test_dropout_acts_in_training_mode_alone():
 
 
 @each_network
+def test_labels_are_left_out_in_training_alone(build):
+    """Of 2,000 samples 30 % are answered as if they had none, to four standard errors"""
+    network = build(num_classes=3, label_dropout=0.3)
+    x, sigma = (t[:1].expand(2000, *t.shape[1:]) for t in inputs(network))
+    labels = torch.full((2000,), 2)
+    without, told = (network.eval()(x, sigma, class_labels=c) for c in (None, labels))
+    assert (told - without).flatten(1).abs().amax(1).min() > 1e-3
+    answers = network.train()(x, sigma, class_labels=labels)
+    far = lambda y: (answers - y).flatten(1).abs().amax(1) > 1e-4
+    assert (far(without) != far(told)).all()
+    assert abs(far(told).double().mean() - 0.3) < 0.041
+    torch.testing.assert_close(build(num_classes=3)(x, sigma, class_labels=labels), told)
+
+
+@each_network
+def test_student_and_target_lose_the_same_labels(build):
+    """Asked at one and the same level, they agree to the bit, and draw anew at the next call"""
+    network = build(num_classes=3, label_dropout=0.5)
+    x, sigma = inputs(network, 64)
+    f = consistency_function(network, class_labels=torch.arange(64) % 3)
+    predicted, target = consistency_pair(f, f, x, torch.zeros_like(x), Levels(sigma, sigma))
+    assert torch.equal(predicted, target)
+    assert not torch.equal(f(x, sigma), predicted)
+
+
+@each_network
 def test_all_parameters_receive_gradients(build):
     network = build(num_classes=3)
     network(*inputs(network), class_labels=LABELS).square().mean().backward()
@@ -176,7 +203,8 @@ def test_no_value_of_a_tensor_is_read(build):
 def test_class_labels_that_do_not_fit_are_refused(build):
     network, without = build(num_classes=3), build()
     x, sigma = inputs(network)
-    with pytest.raises(ValueError, match="3 classes and needs class_labels"): network(x, sigma)
+    with pytest.raises(ValueError, match="3 classes and needs class_labels.*label_dropout="):
+        network(x, sigma)
     with pytest.raises(ValueError, match="without classes"): without(x, sigma, class_labels=LABELS)
     for labels in ([0, 1, 2, 0], 1, LABELS.float(), LABELS.cfloat()):
         with pytest.raises(TypeError, match="class_labels"): network(x, sigma, class_labels=labels)

@@ -26,6 +26,7 @@ from consistency_models import (
     output_scaling,
     skip_scaling,
 )
+from consistency_models.parameterization import is_network
 
 MEAN, STD = 0.3, 0.5
 SIGMAS = (0.05, 0.2, 0.5, 1., 3., 10., 80.)
@@ -309,6 +310,13 @@ def test_what_a_network_says_of_its_data_is_found_through_what_wraps_it():
         told = "^sigma_data is 0.5 here, but the network was built for 0.752"
         with pytest.warns(UserWarning, match=told):
             consistency_function(wrapped, sigma_data=0.5)
+
+
+def test_networks_are_told_from_other_functions_through_what_wraps_them():
+    net = MLP(2, 16, 1)
+    assert all(is_network(wrap(net)) for wrap in WRAPPED.values())
+    for other in (plain, partial(plain, sigma=1.), consistency_function(net), torch.tanh, "digits"):
+        assert not is_network(other)
 
 
 def test_a_contradiction_is_told_once_a_call_and_does_not_decide():

@@ -10,6 +10,7 @@ from conftest import gaussian
 from consistency_models import (
     exact_consistency_function,
     gaussian_consistency_function,
+    heun_step,
     ideal_denoiser,
     karras_schedule,
 )
@@ -121,6 +122,27 @@ def test_exact_function_ends_on_data_points_and_is_constant_along_its_path(point
 
 
 # Keeps its promises
+
+def test_a_step_of_heun_takes_a_guess_that_is_known_and_a_level_for_each_sample(points):
+    denoiser, asked = partial(ideal_denoiser, data=points), []
+    x = gaussian(3, 2, seed=1, dtype=torch.float64)
+    upper, lower = double([80., 2., 0.3]), double([60., 0.1, 0.2])
+    def counted(x, sigma):
+        asked.append(sigma)
+        return denoiser(x, sigma)
+    step = heun_step(counted, x, upper, lower)
+    known = heun_step(counted, x, upper, lower, denoiser(x, upper))
+    assert torch.equal(known, step) and list(map(id, asked)) == [id(upper), id(lower), id(lower)]
+    alone = [heun_step(denoiser, x[i:i + 1], upper[i:i + 1], lower[i:i + 1]) for i in range(3)]
+    torch.testing.assert_close(torch.cat(alone), step)
+    assert heun_step(counted, x.bfloat16(), upper, lower).dtype == torch.bfloat16
+
+
+def test_a_step_of_heun_to_no_noise_ends_at_the_guess_and_from_none_it_stays(points):
+    denoiser, x = partial(ideal_denoiser, data=points), gaussian(2, 2, seed=1, dtype=torch.float64)
+    end = heun_step(denoiser, x, double([0.8, 0.]), double([0., 0.]))
+    torch.testing.assert_close(end, torch.stack([denoiser(x[:1], 0.8)[0], x[1]]))
+
 
 def test_type_is_kept_and_answers_stay_finite_far_from_the_data():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):

@@ -13,9 +13,11 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import consistency_models
 from consistency_models.data import load_digits
+from consistency_models.diffusion import euler_step, ode_trajectory
 from consistency_models.metrics import recognition_rate, train_classifier
 from consistency_models.networks import MLP, UNet
 from consistency_models.parameterization import Precondition, consistency_function
+from consistency_models.paths import heun_step
 from consistency_models.pretrained import (
     _hub_model,
     build_network,
@@ -65,6 +67,15 @@ def test_sampling_is_algorithm_1_with_one_generator_on_the_cpu():
     noise = torch.randn(5, 2, 8, 8, generator=generator)
     x = f(x + (0.8**2 - 0.002**2) ** 0.5 * noise, 0.8).clamp(-1, 1)
     torch.testing.assert_close(sample(net, 5, seed=3, shape=(2, 8, 8)), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("solver", (heun_step, euler_step))
+def test_sampling_with_a_solver_walks_down_from_one_draw_of_noise(solver):
+    net, levels = unet(), [80., 3., 0.5]
+    noise = torch.randn(5, 2, 8, 8, generator=seeded(3))
+    *_, (_, _, x) = ode_trajectory(net, 80 * noise, levels, solver, class_labels=torch.tensor([2, 0, 2, 0, 2]))
+    drawn = sample(net, 5, iter(levels), labels=[2, 0], seed=3, shape=(2, 8, 8), solver=solver)
+    torch.testing.assert_close(drawn, x.clamp(-1, 1), atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +149,7 @@ def test_a_license_is_claimed_only_where_one_is_named(tmp_path, license, line):
 
 def test_bundled_models_load_without_a_network_and_keep_their_license(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert bundled_checkpoints() == ["digits", "mnist", "shapes"]
+    assert set(bundled_checkpoints()) >= {"digits", "mnist", "mnist-diffusion", "shapes"}
     for name in bundled_checkpoints():
         assert {"title", "shape", "recipe", "quality"} <= set(from_pretrained(name).notes)
         assert "license: mit" in (WEIGHTS / name / "README.md").read_text()
@@ -200,6 +211,11 @@ def test_samples_repeat_and_come_in_parts_of_2000():
     for part in (slice(2000), slice(2000, 4000), slice(4000, None)):
         expected = list(trajectory(net, x[part], [80.], generator=generator, class_labels=labels[part]))[0][2]
         assert torch.equal(x[part], expected) and not x.requires_grad
+    x, generator = sample(net, 2100, [80.], labels=1, shape=(2,), solver=heun_step), seeded()
+    for part in (slice(2000), slice(2000, None)):
+        noise = torch.randn(len(x[part]), 2, generator=generator)
+        f = consistency_function(net, sigma_min=0., class_labels=torch.ones(len(noise), dtype=torch.long))
+        assert torch.equal(x[part], f(80 * noise, 80.).clamp(-1, 1)) and not x.requires_grad
 
 
 def test_labels_are_one_class_or_several_repeated_or_each_in_turn():
