@@ -39,24 +39,28 @@ from .watching import progress
 # %% ../nbs/45_cli.ipynb #8ca479e5
 def train(
     data:str="digits", # digits, shapes, a set of torchvision such as MNIST, or a folder of images
-    out:str|None=None, # folder for checkpoints and the final weights; runs/NAME if not given
+    out:str|None=None, # folder for checkpoints and weights; runs/NAME or NAME-OBJECTIVE if not given
+    objective:str="ict", # the method: diffusion, ct, ict, cd, ect, sct or scd
+    teacher:str|None=None, # for cd and scd, a diffusion model: a bundled name, folder or repository
+    guidance:float|None=None, # weight of the labels in the teacher's answers; 1 if not given
     steps:int|None=None, # optimizer steps; each data set has a recipe for what is not given
     seed:int=0, # of the weights, the batches and the noise
     checkpoint_every:int=1000, # steps between checkpoints
     resume:bool=False, # go on from the newest checkpoint in the folder
     batch_size:int|None=None, # images in a step of one process
     learning_rate:float|None=None, # peak of the learning rate
-    final_timesteps:int|None=None, # noise levels at the end; must fit the number of steps
+    final_timesteps:int|None=None, # noise levels at the end, of ct, ict and cd; must fit the steps
     precision:str|None=None, # no, bf16 or fp16; the recipe's, else accelerate's, if not given
     size:int|None=None, # width and height of the images
     root:str="data", # where torchvision's files are, or go
     tracker:str|None=None, # such as tensorboard
-    start:str|None=None, # trained weights to go on from: a bundled name, folder or repository
+    start:str|None=None, # trained weights to go on from, as for teacher; the teacher's for cd, scd
 ):
-    "Train a consistency model; the weights end in OUT/model.safetensors"
+    "Train a consistency model, or a diffusion model; the weights end in OUT/model.safetensors"
     changes = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-                   final_timesteps=final_timesteps, precision=precision)
-    recipe, folder = recipe_for(data, **changes), _run_folder(out, data)
+                   final_timesteps=final_timesteps, precision=precision, teacher=teacher,
+                   guidance=guidance)
+    recipe, folder = recipe_for(data, objective, **changes), _run_folder(out, data, objective)
     refuse_foreign_files(folder)                        # at the end is too late
     accelerator = new_accelerator(recipe["precision"], tracker, folder)
     with accelerator.local_main_process_first(): images = open_data(data, size, root)
@@ -66,14 +70,16 @@ def train(
         raise ValueError(f"there is no checkpoint in {folder} to resume from")
     for state in progress(trainer.train()): pass
     if not trainer.accelerator.is_main_process: return
-    given = {"data": data, "seed": seed, "size": size, "start": start} | changes
+    method = None if objective == "ict" else objective
+    given = {"data": data, "objective": method, "seed": seed, "size": size, "start": start} | changes
     save_run(trainer, folder, data, recipe, _command("train", given))
     print(f"the weights are in {folder}/model.safetensors")
 
-def _run_folder(out:str|None, data:str) -> Path:
-    "The folder of a run; named after the data if none was asked for"
+def _run_folder(out:str|None, data:str, objective:str) -> Path:
+    "The folder of a run; named after the data and the method if none was asked for"
     if out: return Path(out).expanduser()
-    return Path("runs", Path(os.path.abspath(os.path.expanduser(data))).name)
+    name = Path(os.path.abspath(os.path.expanduser(data))).name
+    return Path("runs", name if objective == "ict" else f"{name}-{objective}")
 
 def _command(name:str, given:dict) -> str:
     "What to type to call a command with these options"
@@ -106,7 +112,7 @@ def _picture_to_write(path:str|None, default:str) -> Path:
 def sample(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     n:int=16, # how many
-    sigmas:str="80,0.8", # noise levels, descending, separated by commas
+    sigmas:str|None=None, # noise levels, descending, with commas; 80,0.8 if not given, of a diffusion model 18
     labels:str|None=None, # classes, separated by commas, repeated as needed
     seed:int=0, # of the noise
     columns:int=8, # images in a row
@@ -114,7 +120,8 @@ def sample(
 ):
     "Draw samples of a checkpoint"
     path, columns = _picture_to_write(out, "samples.png"), check_integer(columns, "columns", 1)
-    x = draw(load_image_model(model), n, _numbers(sigmas), _classes(labels), seed)
+    levels, net = sigmas and _numbers(sigmas), load_image_model(model, diffusion=True)
+    x = draw(net, n, levels, _classes(labels), seed)
     save_grid(x, path, columns)
     print(f"{n} images are in {path}")
 

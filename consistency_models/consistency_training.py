@@ -91,6 +91,13 @@ def output_of(predicted:Tensor, target:Tensor, levels:Levels) -> ConsistencyTrai
     number = None if levels.grid is None else len(levels.grid)
     return ConsistencyTrainingOutput(predicted, target, number, levels.grid, weights, levels)   # type: ignore[arg-type]
 
+def check_step(x:Tensor, k:int, K:int):
+    "Raise unless `x` is a batch of samples and `k` one of `K` training steps"
+    check_samples(x)
+    if not 0 <= k <= K:
+        raise ValueError(f"the training step must lie between 0 and the total, got {k} of {K}")
+    if K < 1: raise ValueError(f"total_training_steps must be at least 1, got {K}")
+
 # %% ../nbs/15_consistency_training.ipynb #9b253ba6
 class Objective:
     "What a training loop sees of a method; a method defines `levels`, and `to_lower` or `target` where it differs"
@@ -134,9 +141,7 @@ class Objective:
 
     def _pair(self, model, target, x, k, K, generator, kwargs) -> ConsistencyTrainingOutput:
         "The two answers of one step"
-        check_samples(x)
-        if not 0 <= k <= K:
-            raise ValueError(f"the training step must lie between 0 and the total, got {k} of {K}")
+        check_step(x, k, K)
         levels = self.levels(k, K, x, generator)
         f, g = (consistency_function_of(m, self.sigma_data, self.sigma_min, kwargs) for m in (model, target))
         step = partial(self.to_lower, **kwargs)

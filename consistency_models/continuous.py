@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .checks import check_integer, check_samples
+from .checks import check_number
 from .consistency_training import (
-    ConsistencyTrainingOutput, Levels, Objective, add_noise, output_of, squared_error)
+    ConsistencyTrainingOutput, Levels, Objective, add_noise, check_step, output_of, squared_error)
 from .diffusion import check_lognormal, lognormal_levels
 from .distillation import Distillation
 from .networks import NoiseEmbedding, zero_init
-from .parameterization import noise_conditioning
+from .parameterization import noise_conditioning, wrong_output
 from .utils import (
     bare_network, pad_dims_like, randn_like, random_state, replay)
 
@@ -68,8 +68,8 @@ class ContinuousConsistencyTraining(Objective):
     "Simplified continuous-time consistency training (sCT): Lu & Song (2024), Algorithm 1"
     sigma_data: float = 0.5 # standard deviation of the data
     lognormal_mean: float = -1. # mean of $\ln\sigma$
-    lognormal_std: float = 1.4 # standard deviation of $\ln\sigma$
-    warmup: int = 10_000 # $H$, steps until the tangent counts in full
+    lognormal_std: float = 2. # standard deviation of $\ln\sigma$; 1.4 in the paper
+    warmup: float = 0.5 # share of the run after which the tangent counts in full
     normalize: bool = True # bound the length of each sample's tangent
     learn_weight: bool = True # weight the noise levels by how well they are learned
     distance: Callable = squared_error # of the network's output and where it should move
@@ -78,7 +78,7 @@ class ContinuousConsistencyTraining(Objective):
 
     def __post_init__(self):
         check_lognormal(self)
-        check_integer(self.warmup, "warmup", 0)
+        check_number(self.warmup, "warmup", 0, 1)
 
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
         "A level for each sample; its neighbor is infinitely near"
@@ -103,14 +103,15 @@ class ContinuousConsistencyTraining(Objective):
         **kwargs, # keyword arguments for the network
     ) -> ConsistencyTrainingOutput:
         "The network's output $F$ as `predicted`, and where it should move as `target`"
-        check_samples(x)
+        check_step(x, k, K)
         levels, noise = self.levels(k, K, x, generator), randn_like(x, generator)
         noisy, state = add_noise(x, noise, levels.upper), random_state(x.device)
         predicted = model(noisy, levels.upper, **kwargs)
+        if getattr(predicted, "shape", None) != x.shape: raise wrong_output(predicted, x)
         with torch.no_grad():
             slope = self.slope(x, noise, noisy, levels, **kwargs)
             with replay(state, x.device): F, dF = along_the_path(model, noisy, levels.upper, slope, **kwargs)
-            ready = min(1., k / self.warmup) if self.warmup else 1.
+            ready = min(1., k / (self.warmup * K)) if self.warmup else 1.
             g = tangent(F, dF, noisy, levels.upper, slope, self.sigma_data, ready)
             if self.normalize:
                 size = g.reshape(len(g), -1).square().mean(1).sqrt()

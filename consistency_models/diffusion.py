@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .checks import check_descending, check_number, check_samples
+from .checks import check_descending, check_number
 from .consistency_training import (
-    ConsistencyTrainingOutput, Levels, Objective, add_noise, output_of, squared_error)
+    ConsistencyTrainingOutput, Levels, Objective, add_noise, check_step, output_of, squared_error)
 from .parameterization import (
-    consistency_function, consistency_function_of, is_network)
+    ConsistencyFunction, consistency_function, consistency_function_of, is_network)
 from .paths import heun_step
 from .sampling import check_reference
 from .utils import (
@@ -40,6 +40,11 @@ def check_lognormal(objective):
     check_number(objective.sigma_data, "sigma_data", 0, above=True)
     check_number(objective.lognormal_mean, "lognormal_mean")
     check_number(objective.lognormal_std, "lognormal_std", 0, above=True)
+
+def check_solver(solver):
+    "Raise unless `solver` can be called"
+    if callable(solver) and not isinstance(solver, type): return
+    raise TypeError(f"solver must be a function such as heun_step or euler_step, got {solver!r}")
 
 # %% ../nbs/20_diffusion.ipynb #47dc93ac
 #| code-fold: true
@@ -70,7 +75,7 @@ class DiffusionTraining(Objective):
         **kwargs, # keyword arguments for the network
     ) -> ConsistencyTrainingOutput:
         "The denoised sample as `predicted`, the clean one as `target`"
-        check_samples(x)
+        check_step(x, k, K)
         levels = self.levels(k, K, x, generator)
         noisy = add_noise(x, randn_like(x, generator), levels.upper)
         f = consistency_function_of(model, self.sigma_data, self.sigma_min, kwargs)
@@ -95,7 +100,7 @@ def as_denoiser(
 ) -> Callable: # `D(x, sigma)`
     "The denoiser of a network: its skip connection, with the boundary at noise level 0"
     if is_network(net): return consistency_function(net, sigma_min=0., **kwargs)
-    return partial(net, **kwargs) if kwargs else net
+    return ConsistencyFunction(partial(net, **kwargs) if kwargs else net, sigma_min=0.)
 
 # %% ../nbs/20_diffusion.ipynb #c2fb056d
 def ode_trajectory(
@@ -108,6 +113,7 @@ def ode_trajectory(
     "Walk the probability-flow ODE; the last `denoised` is the sample: Karras et al. (2022), Algorithm 1"
     levels = check_descending(sigmas, 0.)
     check_reference(x, "x")
+    check_solver(solver)
     return _walk_down(as_denoiser(denoiser, **kwargs), x, levels, solver)
 
 def _walk_down(denoiser, x, levels, solver):
@@ -126,6 +132,12 @@ def guided(
 ) -> Callable: # the same kind of thing
     "Classifier-free guidance, $D_w = D(x) + w (D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
     weight = check_number(weight, "weight", 0)
+    if not callable(net) or isinstance(net, ConsistencyFunction):
+        raise TypeError("net must be a network, or a denoiser D(x, sigma, **kwargs), "
+                        f"got {type(net).__name__}")
+    if getattr(net, "label_dropout", None) == 0:
+        raise ValueError("net must also answer without labels: train one that was built with "
+                         "classes and, for example, label_dropout=0.1")
     return Guided(net, weight) if isinstance(net, nn.Module) else partial(_guide, net, weight)
 
 def _guide(net:Callable, weight:float, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
@@ -138,6 +150,7 @@ class Guided(nn.Module):
     def __init__(self, net:nn.Module, weight:float):
         super().__init__()
         self.net, self.weight = net, weight
+        self.register_buffer("saved_weight", torch.tensor(weight))  # for checkpoints
 
     def __getattr__(self, name:str):
         "What the network knows of itself"

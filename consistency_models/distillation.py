@@ -7,7 +7,7 @@ __all__ = ['ConsistencyDistillation', 'denoiser_from_diffusers']
 
 # %% ../nbs/21_distillation.ipynb #9b58c422
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +15,39 @@ from torch import Tensor, nn
 from .checks import check_integer, check_number
 from .consistency_training import (
     Levels, Objective, karras_grid, squared_error)
-from .diffusion import as_denoiser
+from .diffusion import as_denoiser, check_solver
 from .paths import heun_step
-from consistency_models.utils import (
-    as_double, at_least_float32, average_of, draw_device, pad_dims_like, update_ema_model_,
-    with_weights)
+from .utils import (
+    as_double, at_least_float32, average_of, bare_network, draw_device, pad_dims_like,
+    update_ema_model_, with_weights)
 
 # %% ../nbs/21_distillation.ipynb #1b18940b
 @dataclass(eq=False)
 class Distillation(Objective):
     "What an objective with a teacher has in common with others: the teacher"
-    denoiser: Callable # the teacher: a network, or any denoiser `D(x, sigma, **kwargs)`
+    denoiser: Callable = field(repr=False) # the teacher: a network, or any `D(x, sigma, **kwargs)`
 
     def attach(self, net:nn.Module):
-        "Take a copy of the teacher, if it is a network"
+        "Take a copy of the teacher, if it is a network, in the type of `net` and where that lives"
         super().attach(net)
+        if not callable(self.denoiser) or isinstance(self.denoiser, type):
+            raise TypeError("denoiser must be a network, or a function D(x, sigma, **kwargs), "
+                            f"got {self.denoiser!r}")
         if isinstance(self.denoiser, nn.Module):
-            device = next(net.parameters()).device
-            self.kept["denoiser"] = average_of(self.denoiser).to(device).eval()
+            copied = average_of(bare_network(self.denoiser))
+            self.kept["denoiser"] = copied.to(next(net.parameters())).eval()
 
     def teacher(self, **kwargs) -> Callable: # `D(x, sigma)`
         "The teacher's best guess; the keyword arguments are those of the network"
         own = self.kept["denoiser"] if "denoiser" in self.kept else self.denoiser
         return as_denoiser(own, **kwargs)
+
+    def load_state_dict(self, state:dict):
+        "Raise if the state is that of another teacher"
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("denoiser.")}
+        if not all(k in state and torch.equal(v, state[k].to(v)) for k, v in own.items()):
+            raise ValueError("the run was begun with another teacher, or another guidance")
+        super().load_state_dict(state)
 
 # %% ../nbs/21_distillation.ipynb #5151d036
 @dataclass(eq=False)
@@ -51,11 +61,13 @@ class ConsistencyDistillation(Distillation):
     solver: Callable = heun_step # one step down the teacher's path: `heun_step` or `euler_step`
     distance: Callable = squared_error # of the two answers
     target_decay: float = 0. # of the averaged weights that give the target; 0: the current ones
+    gap_weights: bool = True # weight 1 over the length of the step; off: 1, as in the paper's runs
 
     def __post_init__(self):
         check_integer(self.num_timesteps, "num_timesteps", 2)
         check_number(self.target_decay, "target_decay", 0, 1)
         check_number(self.sigma_data, "sigma_data", 0, above=True)
+        check_solver(self.solver)
         self._grid(torch.device("cpu"), torch.float32)
 
     def _grid(self, device:torch.device, dtype:torch.dtype) -> Tensor:
@@ -67,7 +79,9 @@ class ConsistencyDistillation(Distillation):
         grid = self._grid(x.device, at_least_float32(x.dtype))
         where = draw_device(generator, x.device)
         n = torch.randint(0, len(grid) - 1, (len(x),), generator=generator, device=where).to(x.device)
-        return Levels(upper=grid[n + 1], lower=grid[n], grid=grid.clone())
+        upper, lower = grid[n + 1], grid[n]
+        weight = 1 / (upper - lower) if self.gap_weights else None
+        return Levels(upper=upper, lower=lower, weight=weight, grid=grid.clone())
 
     def to_lower(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
         "One step of the solver along the teacher's path"

@@ -21,7 +21,9 @@ from .checks import as_tensor, check_descending, check_integer
 from .diffusion import ode_trajectory
 from .networks import MLP, UNet
 from .parameterization import Precondition
+from .paths import heun_step
 from .sampling import trajectory
+from .schedules import karras_schedule
 from .checkpoints import write_whole
 from .utils import default_device, randn_like
 
@@ -72,7 +74,7 @@ x = sample(net, 16{% if not shape %}, shape=[...]{% endif %})
 |---|---|
 {% for key, value in rows.items() %}| {{ key }} | {{ value }} |
 {% endfor %}{% endfor %}
-Method: [Consistency Models](https://arxiv.org/abs/2303.01469), [improved training](https://arxiv.org/abs/2310.14189).
+Made with [consistency_models](https://github.com/Kinyugo/consistency_models), whose lessons explain the methods.
 """
 
 # %% ../nbs/34_pretrained.ipynb #3109999e
@@ -252,6 +254,12 @@ def num_classes_of(
     "How many classes a network knows"
     return getattr(net, "config", {}).get("num_classes") or 0
 
+def is_diffusion(
+    net, # any network
+) -> bool: # do its notes say so, as `consistency-models train --objective diffusion` writes them?
+    "Is it a diffusion model, which goes from noise to a sample in many small steps?"
+    return getattr(net, "notes", {}).get("recipe", {}).get("objective") == "diffusion"
+
 def class_labels(
     net, # a network with or without classes
     n:int, # how many samples are wanted
@@ -280,16 +288,18 @@ def _device_of(net) -> torch.device:
 def sample(
     net, # a trained network, or a consistency function
     n:int, # how many
-    sigmas=(80., 0.8), # noise levels, descending
+    sigmas=None, # noise levels, descending; 80 and 0.8 if `None`, of a diffusion model 18
     labels=None, # one class, or a list or tensor, repeated as needed; each in turn if `None`
     seed:int=0, # of the noise, which is drawn on the CPU
     shape=None, # of one sample; what the network's notes say if `None`
-    solver=None, # for a diffusion model: `heun_step` or `euler_step`, from level to level
+    solver=None, # of a diffusion model: `heun_step`, which is also taken if its notes call it one, or `euler_step`
 ) -> Tensor: # samples in [-1, 1], shape `(n, *shape)`, on the network's device
     "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023), or of Karras et al. (2022)"
     n = check_integer(n, "n", 1)
     shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
     if shape is None: raise ValueError("shape must be given, such as (1, 8, 8), since the network has no notes of it")
+    if solver is None and is_diffusion(net): solver = heun_step
+    if sigmas is None: sigmas = karras_schedule(18).flip(0) if solver else (80., 0.8)
     levels = check_descending(sigmas, 0.)
     generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
     samples = torch.empty(n, *shape, device=_device_of(net))
@@ -307,6 +317,7 @@ def sample(
 def load_image_model(
     model, # a name for `from_pretrained`, or a network
     device:torch.device|None=None, # where it works; the fastest if `None`
+    diffusion:bool=False, # may it be a diffusion model?
 ) -> nn.Module: # in evaluation mode; `notes["shape"]` is channels, height and width
     "A network that makes pictures"
     net = model if isinstance(model, nn.Module) else from_pretrained(model)
@@ -314,6 +325,10 @@ def load_image_model(
     if len(shape) != 3:
         raise ValueError("the notes of the model must hold the shape of its images, [channels, "
                          f"height, width], got {list(shape)}; use save_pretrained(..., shape=...)")
+    if is_diffusion(net) and not diffusion:
+        name = "this" if model is net else model
+        raise ValueError(f"{name} is a diffusion model, which needs many small steps; distill it: "
+                         "consistency-models train --objective cd --teacher ...")
     return net.to(device or default_device()).eval()
 
 # %% ../nbs/34_pretrained.ipynb #234d9785

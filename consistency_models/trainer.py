@@ -347,7 +347,8 @@ class Trainer:
         if self.device.type == "cpu": keep_memory()
         if self.out and self.accelerator.is_main_process: check_folder(self.out)
         compiled = hasattr(self.net, "_orig_mod")
-        call = torch.compile(self.net) if self.compile and not compiled else self.net
+        same = {"fallback_random": True}                        # it drops what the plain one drops
+        call = torch.compile(self.net, options=same) if self.compile and not compiled else self.net
         self.net = getattr(self.net, "_orig_mod", self.net)     # itself, where it came compiled
         layout = torch.channels_last if self.channels_last else torch.preserve_format
         self.net.to(self.device, memory_format=layout).train()
@@ -705,7 +706,9 @@ class Trainer:
                 if there.get(k) == here.get(k): continue
                 raise ValueError(f"{path} belongs to another network: {k} has shape "
                                  f"{there.get(k, 'none')} there and {here.get(k, 'none')} here")
-        for part, kept in self._parts().items(): kept.load_state_dict(state[part])
+        for part, kept in reversed(self._parts().items()):      # an objective may refuse its own
+            try: kept.load_state_dict(state[part])
+            except ValueError as e: raise ValueError(f"{path} belongs to another run: {e}") from e
         self._load_optimizer(state["optimizer"])
         if self.scaler: self.scaler.load_state_dict(state["scaler"])
         self.step, self._in_folder = state["step"], True
