@@ -59,7 +59,7 @@ SHARE = 0.4                             # of the budget, for that model
 DATA = {
     "moons": dict(evaluations=1_000_000, batch_size=256, learning_rate=2e-3, ema_decay=0.99,
                   second=0.5, n=4000),
-    "digits": dict(evaluations=120_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
+    "digits": dict(evaluations=90_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
                    second=0.8, n=1797),
     "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999,
                   second=0.8, n=10_000),
@@ -146,7 +146,7 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
                       precision="bf16" if data == "MNIST" else "no")
     curve, seconds, start = [], 0., time.process_time()
     for state in trainer.train():
-        looked = state.step % max(1, steps // points) == 0 and state.step + steps // points <= steps
+        looked = state.step % max(1, steps // points) == 0 and state.step < steps - steps // points // 2
         if method != "diffusion" and (looked or state.step == steps):
             seconds += time.process_time() - start
             n = s["n"] if state.step == steps else min(s["n"], 2000)
@@ -186,7 +186,8 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
         teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}")
         spent, evaluations = teacher.notes["seconds"], teacher.notes["steps"] * size
     steps = steps_for(data, method, budget, (1 - SHARE if tuned else 1) * amount, rates)
-    trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, **changes)
+    points = 8 if seed == 0 and budget == "evaluations" else 1         # looking takes its time too
+    trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, points, **changes)
     folder, shape = Path(keep) / f"{data}-{method}-{budget}-{seed}", list(trainer.data[0][0].shape)
     save_pretrained(trainer.average, folder, shape=shape, steps=steps)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
