@@ -58,17 +58,16 @@ TUNED = ("cd", "ect", "sct", "scd")     # start from a diffusion model
 SHARE = 0.4                             # of the budget, for that model
 DATA = {
     "moons": dict(evaluations=1_000_000, batch_size=256, learning_rate=2e-3, ema_decay=0.99,
-                  second=0.5, n=4000),
+                  rate_in_continuous_time=5e-4, second=0.5, n=4000),
     "digits": dict(evaluations=90_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
-                   second=0.8, n=1797),
+                   rate_in_continuous_time=1e-3, second=0.8, n=1797),
     "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999,
-                  second=0.8, n=10_000),
+                  rate_in_continuous_time=5e-4, second=0.8, n=10_000),
 }
 METHODS = {     # what differs from the defaults
     "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40},
     "cd": {"distance": pseudo_huber_loss}, "ect": {"stages": 6},
-    "sct": {"learn_weight": False, "learning_rate": 5e-4},
-    "scd": {"learn_weight": False, "learning_rate": 5e-4},
+    "sct": {"learn_weight": False}, "scd": {"learn_weight": False},
 }
 
 
@@ -132,7 +131,9 @@ def distances(net, data, real, labels, judge, second, n, seed=0):
 def train(data, method, steps, seed, keep, root, teacher=None, points=8, **changes):
     """Train one method; returns the trainer, its CPU seconds, and the curve over training"""
     own = METHODS[method] | changes
-    s = DATA[data] | {k: own.pop(k) for k in DATA[data] if k in own}
+    s = dict(DATA[data])
+    if method in ("sct", "scd"): s["learning_rate"] = s["rate_in_continuous_time"]
+    s |= {k: own.pop(k) for k in s if k in own}
     x, real, labels, real_labels = load(data, root)
     judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
     sigma_data = measure_sigma_data(x)
