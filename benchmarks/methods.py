@@ -137,7 +137,8 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
     x, real, labels, real_labels = load(data, root)
     judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
     sigma_data = measure_sigma_data(x)
-    net = copy.deepcopy(teacher).requires_grad_(True) if teacher else network(data, sigma_data, seed)
+    net = copy.deepcopy(teacher) if teacher else network(data, sigma_data, seed)
+    net.requires_grad_(True)
     columns = (x,) if labels is None else (x, labels)
     trainer = Trainer(net, TensorDataset(*columns), steps,
                       objective(method, sigma_data, teacher, **own),
@@ -147,7 +148,8 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
                       precision="bf16" if data == "MNIST" else "no")
     curve, seconds, start = [], 0., time.process_time()
     for state in trainer.train():
-        looked = state.step % max(1, steps // points) == 0 and state.step < steps - steps // points // 2
+        part = max(1, steps // points)
+        looked = state.step % part == 0 and state.step < steps - part // 2
         if method != "diffusion" and (looked or state.step == steps):
             seconds += time.process_time() - start
             n = s["n"] if state.step == steps else min(s["n"], 2000)
@@ -165,7 +167,7 @@ def steps_for(data, method, budget, amount, rates):
 
 
 def prepare(data, budget, amount, seed, keep, root="data", rates=None):
-    """Train the diffusion model of one budget and seed, if `keep` lacks it; returns seconds a step"""
+    """Train the diffusion model of a budget and seed, if `keep` lacks it; returns seconds a step"""
     torch.set_num_threads(1)
     folder = Path(keep) / f"{data}-diffusion-{budget}-{seed}"
     steps = steps_for(data, "diffusion", budget, SHARE * amount, rates)
@@ -187,8 +189,9 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
         teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}")
         spent, evaluations = teacher.notes["seconds"], teacher.notes["steps"] * size
     steps = steps_for(data, method, budget, (1 - SHARE if tuned else 1) * amount, rates)
-    points = 8 if seed == 0 and budget == "evaluations" else 1         # looking takes its time too
-    trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, points, **changes)
+    points = 8 if seed == 0 and budget == "evaluations" else 1     # looking takes its time too
+    trainer, seconds, curve = train(
+        data, method, steps, seed, keep, root, teacher, points, **changes)
     folder, shape = Path(keep) / f"{data}-{method}-{budget}-{seed}", list(trainer.data[0][0].shape)
     save_pretrained(trainer.average, folder, shape=shape, steps=steps)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
