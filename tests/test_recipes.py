@@ -161,6 +161,7 @@ def test_teachers_that_do_not_fit(teacher, tmp_path):
     with pytest.raises(ValueError, match="must be a diffusion model, but digits was trained with the objective ict"): teacher_network("digits", DIGITS)
     with pytest.raises(ValueError, match="does not fit the data: its in_channels is 1"): teacher_network(teacher, DIGITS | {"shape": [3, 8, 8]})
     with pytest.raises(ValueError, match="its num_classes is 10, the data needs None"): teacher_network(teacher, DIGITS | {"num_classes": None})
+    with pytest.raises(ValueError, match=r"makes images of shape \[1, 8, 8\], the data has \[1, 16, 16\]"): teacher_network(teacher, DIGITS | {"shape": [1, 16, 16]})
     net = trained_network("digits", DIGITS)
     save_pretrained(net, tmp_path)          # without notes, and trained with all labels
     assert type(teacher_network(tmp_path, DIGITS)) is type(net) and isinstance(teacher_network(teacher, DIGITS, 2.), Guided)

@@ -1043,6 +1043,19 @@ def test_a_first_call_that_adds_something_for_good_is_refused_before_a_step():
     assert run(make_trainer(net=lambda: trainer.net, steps=2)).step == 2
 
 
+class Narrow(Layer):
+    """A network that leaves out a value"""
+    def forward(self, x, sigma): return super().forward(x, sigma)[:, :1]
+
+
+@pytest.mark.parametrize("objective", [ICT, ContinuousConsistencyTraining()], ids=["iCT", "sCT"])
+def test_a_network_whose_answer_has_another_shape_is_refused_before_a_step(objective):
+    trainer = make_trainer(net=Narrow, objective=objective)
+    with pytest.raises(ValueError, match=r"must return a tensor of the shape of x, \(16, 2\), got"):
+        next(trainer.train())
+    assert trainer.step == 0
+
+
 class Silent(ImprovedConsistencyTraining):
     """Does not say which levels it drew, or gives one loss for all"""
     def step(self, *args, **kwargs):
