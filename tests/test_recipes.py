@@ -106,7 +106,7 @@ def test_a_student_starts_from_its_teacher_or_from_what_it_is_given(teacher):
         assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), from_pretrained(teacher).parameters(), strict=True))
 
 
-def test_what_the_start_decides_and_the_number_of_levels(teacher):
+def test_what_the_start_decides_and_numbers_of_levels_and_steps(teacher):
     make = lambda name, start=None, **changes: make_trainer(open_data("digits"), recipe_for("digits", name, **changes), start=start).objective
     assert make("cd", teacher=teacher).num_timesteps == 18 and make("cd", teacher=teacher, final_timesteps=40).num_timesteps == 40
     assert [make("ct", start).initial_timesteps for start in (None, "digits")] == [2, 40]
