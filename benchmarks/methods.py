@@ -67,8 +67,8 @@ DATA = {
 METHODS = {     # what differs from the defaults
     "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40},
     "cd": {"distance": pseudo_huber_loss}, "ect": {"stages": 6},
-    "sct": {"learn_weight": False, "learning_rate": 1e-3},
-    "scd": {"learn_weight": False, "learning_rate": 1e-3},
+    "sct": {"learn_weight": False, "learning_rate": 5e-4},
+    "scd": {"learn_weight": False, "learning_rate": 5e-4},
 }
 
 
