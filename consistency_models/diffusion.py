@@ -138,13 +138,18 @@ def guided(
     if getattr(net, "label_dropout", None) == 0:
         raise ValueError("net must also answer without labels: train one that was built with "
                          "classes and, for example, label_dropout=0.1")
-    return Guided(net, weight) if isinstance(net, nn.Module) else partial(_guide, net, weight)
+    if isinstance(net, nn.Module): return Guided(net, weight)
+    if is_network(net):
+        raise TypeError("net must be the network itself, with no arguments filled in, "
+                        f"got {type(net).__name__}")
+    return partial(_guide, net, weight)
 
 def _guide(net:Callable, weight:float, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
     "Both answers, mixed; for a network too, since $D$ is its output times a number plus a multiple of $x$"
     return torch.lerp(net(x, sigma), net(x, sigma, **kwargs), weight)
 
 # %% ../nbs/20_diffusion.ipynb #931a7847
+#| code-fold: true
 class Guided(nn.Module):
     "A network under guidance, which is a network again"
     def __init__(self, net:nn.Module, weight:float):
