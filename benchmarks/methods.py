@@ -1,18 +1,20 @@
-"""Every way to train a consistency model, on one network and one measure. Run as `python benchmarks/methods.py moons digits`.
+"""Every way to train a consistency model, on one network and one measure.
 
-Six methods train the same network on the same data: consistency training (ct), improved consistency training (ict),
-consistency distillation (cd), easy consistency tuning (ect), and continuous time without (sct) and with a teacher (scd).
-cd, ect, sct and scd start from a diffusion model, whose training counts: it takes 40% of the budget.
+Six methods train the same network on the same data: consistency training (ct), improved
+consistency training (ict), consistency distillation (cd), easy consistency tuning (ect), and
+continuous time without a teacher (sct) and with one (scd). cd, ect, sct and scd start from a
+diffusion model, whose training counts: it takes 40% of the budget.
 
-The budget is given twice: as a number of network evaluations of one sample (a forward pass of student, target or teacher
-is one, a forward derivative two; backward passes come on top), equal for all; and as seconds of one core, those that ict
-takes for that number. Samples in one and in two steps are compared with real data: by the energy distance on moons, by
-the Fréchet distance in the features of a digit classifier on the others. `reference` is that distance between two sets
-of real data. Each run has a process of its own, so that its peak of memory can be told.
+The budget is given twice: as a number of network evaluations of one sample, equal for all (a
+forward pass of student, target or teacher is one, a forward derivative two; backward passes come on
+top); and as seconds of one core, those that ict takes for that number. Samples in one and in two
+steps are compared with real data: by the energy distance on moons, by the Fréchet distance in the
+features of a digit classifier on the others. `reference` is that distance between two sets of real
+data. Each run has a process of its own, so that its peak of memory can be told.
 
-    python benchmarks/methods.py moons digits              three seeds of both budgets, about an hour on two cores
-    python benchmarks/methods.py MNIST --root data         one seed; three with --seeds 3
-    python benchmarks/methods.py MNIST --keep models       also keeps the trained networks
+    python benchmarks/methods.py moons digits           three seeds of both budgets, an hour
+    python benchmarks/methods.py MNIST --root data      one seed of both; three with --seeds 3
+    python benchmarks/methods.py MNIST --keep models    also keeps the trained networks
 
 The results go to `benchmarks/results/methods.json`, where those of other data stay.
 """
@@ -25,7 +27,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -34,13 +36,6 @@ from torch.utils.data import TensorDataset
 
 from consistency_models import (
     MLP,
-    ConsistencyDistillation,
-    ConsistencyTraining,
-    ContinuousConsistencyDistillation,
-    ContinuousConsistencyTraining,
-    DiffusionTraining,
-    EasyConsistencyTuning,
-    ImprovedConsistencyTraining,
     Trainer,
     UNet,
     frechet_distance,
@@ -56,26 +51,36 @@ from consistency_models import (
 )
 from consistency_models.data import open_data
 from consistency_models.metrics import reference_distance
+from consistency_models.recipes import OBJECTIVES
 
-COST = {"diffusion": 1, "ct": 2, "ict": 2, "cd": 4, "ect": 2, "sct": 3, "scd": 4}     # evaluations a step and sample
-TUNED = ("cd", "ect", "sct", "scd")                                                   # start from a diffusion model
-SHARE = 0.4                                                                           # of the budget, for that model
+COST = {"diffusion": 1, "ct": 2, "ict": 2, "cd": 4, "ect": 2, "sct": 3, "scd": 4}     # of a step
+TUNED = ("cd", "ect", "sct", "scd")     # start from a diffusion model
+SHARE = 0.4                             # of the budget, for that model
 DATA = {
-    "moons": dict(evaluations=1_000_000, batch_size=256, learning_rate=2e-3, ema_decay=0.99, second=0.5, n=4000),
-    "digits": dict(evaluations=200_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99, second=0.8, n=1797),
-    "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999, second=0.8, n=10_000),
+    "moons": dict(evaluations=1_000_000, batch_size=256, learning_rate=2e-3, ema_decay=0.99,
+                  second=0.5, n=4000),
+    "digits": dict(evaluations=120_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
+                   second=0.8, n=1797),
+    "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999,
+                  second=0.8, n=10_000),
 }
 METHODS = {     # what differs from the defaults
-    "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40}, "cd": {"distance": pseudo_huber_loss},
-    "ect": {"q": 256., "stages": 1}, "sct": {}, "scd": {},
+    "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40},
+    "cd": {"distance": pseudo_huber_loss}, "ect": {"stages": 6},
+    "sct": {"learn_weight": False, "learning_rate": 1e-3},
+    "scd": {"learn_weight": False, "learning_rate": 1e-3},
 }
+
+
+def moons(n, seed): return two_moons(n, generator=torch.Generator().manual_seed(seed))
 
 
 def load(data, root):
     """Training samples, real samples to compare with, and their classes, or `None` on points"""
-    if data == "moons": return two_moons(20_000, generator=torch.Generator().manual_seed(0)), two_moons(4000, generator=torch.Generator().manual_seed(1)), None, None
+    if data == "moons": return moons(20_000, 0), moons(4000, 1), None, None
     if data == "digits": return (load_digits()[0],) * 2 + (load_digits()[1],) * 2
-    (train, train_labels), (test, labels) = (open_data(data, None, root, part).tensors for part in (True, False))
+    parts = [open_data(data, None, root, part).tensors for part in (True, False)]
+    (train, train_labels), (test, labels) = parts
     return train, test, train_labels, labels
 
 
@@ -83,20 +88,20 @@ def network(data, sigma_data, seed):
     """The same network for every method"""
     torch.manual_seed(seed)
     if data == "moons": return MLP(2, sigma_data=sigma_data)
-    return UNet(1, (32, 64), num_classes=10, patch=1 if data == "digits" else 2, sigma_data=sigma_data, label_dropout=0.1)
+    return UNet(1, (32, 64), num_classes=10, patch=1 if data == "digits" else 2,
+                sigma_data=sigma_data, label_dropout=0.1)
 
 
 def objective(method, sigma_data, teacher, **settings):
     """The objective of a method"""
-    kinds = {"diffusion": DiffusionTraining, "ct": ConsistencyTraining, "ict": ImprovedConsistencyTraining, "ect": EasyConsistencyTuning,
-             "cd": partial(ConsistencyDistillation, teacher), "sct": ContinuousConsistencyTraining,
-             "scd": partial(ContinuousConsistencyDistillation, teacher)}
-    return kinds[method](sigma_data=sigma_data, **settings)
+    teachers = () if teacher is None or method not in ("cd", "scd") else (teacher,)
+    return OBJECTIVES[method](*teachers, sigma_data=sigma_data, **settings)
 
 
 def energy_distance(a, b):
-    """Energy distance of two sets of points: Székely & Rizzo (2013), Eq. 5, without the square root"""
-    return (2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()).item()
+    """Energy distance of two sets of points, squared: Székely & Rizzo (2013), Eq. 5"""
+    between = lambda u, v: torch.cdist(u, v).mean()
+    return (2 * between(a, b) - between(a, a) - between(b, b)).item()
 
 
 def judge_of(data, keep, x, labels):
@@ -115,50 +120,59 @@ def distances(net, data, real, labels, judge, second, n, seed=0):
     results = []
     for sigmas in ((80.,), (80., second)):
         if data == "moons":
-            *_, (_, _, x) = trajectory(net, torch.empty(n, 2), sigmas, clip_denoised=False, generator=torch.Generator().manual_seed(seed))
+            *_, (_, _, x) = trajectory(net, torch.empty(n, 2), sigmas, clip_denoised=False,
+                                       generator=torch.Generator().manual_seed(seed))
             results.append(energy_distance(x, real[:n]))
         else:
-            x = sample(net, n, sigmas, None if labels is None else labels[:n], seed, real.shape[1:])
+            x = sample(net, n, sigmas, labels[:n], seed, real.shape[1:])
             results.append(frechet_distance(real, x, judge.features))
     return results
 
 
 def train(data, method, steps, seed, keep, root, teacher=None, points=8, **changes):
     """Train one method; returns the trainer, its CPU seconds, and the curve over training"""
-    s, own = DATA[data], METHODS[method] | {k: v for k, v in changes.items() if k not in DATA[data]}
-    s = s | {k: v for k, v in changes.items() if k in s}
+    own = METHODS[method] | changes
+    s = DATA[data] | {k: own.pop(k) for k in DATA[data] if k in own}
     x, real, labels, real_labels = load(data, root)
     judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
     sigma_data = measure_sigma_data(x)
-    net = network(data, sigma_data, seed) if teacher is None else copy.deepcopy(teacher).requires_grad_(True)
+    net = copy.deepcopy(teacher).requires_grad_(True) if teacher else network(data, sigma_data, seed)
     columns = (x,) if labels is None else (x, labels)
-    trainer = Trainer(net, TensorDataset(*columns), steps, objective(method, sigma_data, teacher, **own), ("class_labels",) * (len(columns) - 1),
-                      s["batch_size"], learning_rate=s["learning_rate"], ema_decay=s["ema_decay"], seed=seed, channels_last=data != "moons",
+    trainer = Trainer(net, TensorDataset(*columns), steps,
+                      objective(method, sigma_data, teacher, **own),
+                      ("class_labels",) * (len(columns) - 1), s["batch_size"],
+                      learning_rate=s["learning_rate"], ema_decay=s["ema_decay"], seed=seed,
+                      channels_last=data != "moons",
                       precision="bf16" if data == "MNIST" else "no")
     curve, seconds, start = [], 0., time.process_time()
     for state in trainer.train():
-        if method != "diffusion" and (state.step % max(1, steps // points) == 0 or state.step == steps):
+        looked = state.step % max(1, steps // points) == 0 and state.step + steps // points <= steps
+        if method != "diffusion" and (looked or state.step == steps):
             seconds += time.process_time() - start
             n = s["n"] if state.step == steps else min(s["n"], 2000)
-            curve.append([state.step * s["batch_size"] * COST[method], seconds, *distances(trainer.average, data, real, real_labels, judge, s["second"], n)])
+            found = distances(trainer.average, data, real, real_labels, judge, s["second"], n)
+            curve.append([state.step * s["batch_size"] * COST[method], seconds, *found])
             start = time.process_time()
     seconds += time.process_time() - start
     return trainer, seconds, curve
 
 
 def steps_for(data, method, budget, amount, rates):
-    """How many steps a budget of `amount` evaluations, or seconds at these `rates` a step, pays for"""
+    """How many steps are paid by `amount` evaluations, or by as many seconds at these `rates`"""
     if budget == "seconds": return max(1, round(amount / rates[method]))
     return max(1, round(amount / DATA[data]["batch_size"] / COST[method]))
 
 
 def prepare(data, budget, amount, seed, keep, root="data", rates=None):
-    """Train the diffusion model of one budget and seed, unless the folder `keep` has it; returns its seconds a step"""
+    """Train the diffusion model of one budget and seed, if `keep` lacks it; returns seconds a step"""
     torch.set_num_threads(1)
-    folder, steps = Path(keep) / f"{data}-diffusion-{budget}-{seed}", steps_for(data, "diffusion", budget, SHARE * amount, rates)
-    if folder.exists() and (notes := from_pretrained(folder).notes)["steps"] == steps: return notes["seconds"] / steps
+    folder = Path(keep) / f"{data}-diffusion-{budget}-{seed}"
+    steps = steps_for(data, "diffusion", budget, SHARE * amount, rates)
+    notes = from_pretrained(folder).notes if folder.exists() else {}
+    if notes.get("steps") == steps: return notes["seconds"] / steps
     trainer, seconds, _ = train(data, "diffusion", steps, seed, keep, root)
-    save_pretrained(trainer.average, folder, shape=list(trainer.data[0][0].shape), steps=steps, seconds=seconds)
+    shape = list(trainer.data[0][0].shape)
+    save_pretrained(trainer.average, folder, shape=shape, steps=steps, seconds=seconds)
     return seconds / steps
 
 
@@ -167,57 +181,79 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size, tuned = DATA[data]["batch_size"], method in TUNED
-    teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}") if tuned else None
-    spent, evaluations = (teacher.notes["seconds"], teacher.notes["steps"] * size) if tuned else (0., 0)
+    teacher, spent, evaluations = None, 0., 0
+    if tuned:
+        teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}")
+        spent, evaluations = teacher.notes["seconds"], teacher.notes["steps"] * size
     steps = steps_for(data, method, budget, (1 - SHARE if tuned else 1) * amount, rates)
     trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, **changes)
-    save_pretrained(trainer.average, Path(keep) / f"{data}-{method}-{budget}-{seed}", shape=list(trainer.data[0][0].shape))
+    folder, shape = Path(keep) / f"{data}-{method}-{budget}-{seed}", list(trainer.data[0][0].shape)
+    save_pretrained(trainer.average, folder, shape=shape, steps=steps)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     curve = [[e + evaluations, t + spent, *rest] for e, t, *rest in curve]
-    return {"data": data, "method": method, "budget": budget, "seed": seed, "one": curve[-1][2], "two": curve[-1][3], "seconds": seconds + spent,
-            "evaluations": evaluations + steps * size * COST[method], "steps": steps, "memory": memory, "rate": seconds / steps, "curve": curve}
+    return {"data": data, "method": method, "budget": budget, "seed": seed, "one": curve[-1][2],
+            "two": curve[-1][3], "seconds": seconds + spent, "steps": steps, "memory": memory,
+            "evaluations": curve[-1][0], "rate": seconds / steps, "curve": curve}
 
 
 def reference(data, keep, root):
     """The distance of two sets of real data"""
     x, real, labels, _ = load(data, root)
-    if data == "moons": return energy_distance(two_moons(4000, generator=torch.Generator().manual_seed(2)), real)
+    if data == "moons": return energy_distance(moons(4000, 2), real)
     values = reference_distance(real, judge_of(data, keep, x, labels).features)
     return sum(values) / len(values)
+
+
+def store(path, r, amount_of_diffusion, data, keep, root):
+    """Put one run among the results, in the place of an earlier one"""
+    kept = read(path)
+    same = ("data", "method", "budget", "seed")
+    runs = [o for o in kept["runs"] if any(o[k] != r[k] for k in same)] + [r]
+    settings = {m: {k: getattr(v, "__name__", v) for k, v in own.items()}
+                for m, own in METHODS.items()}
+    if data not in kept["reference"]: kept["reference"][data] = reference(data, keep, root)
+    if r["budget"] == "evaluations": kept["diffusion"][data] = amount_of_diffusion
+    write(path, settings={"data": DATA, "methods": settings, "share": SHARE, "cost": COST},
+          runs=runs, reference=kept["reference"], diffusion=kept["diffusion"])
+    print(f"{data} {r['method']} {r['budget']} {r['seed']}: {r['one']:.4g} in one step, "
+          f"{r['two']:.4g} in two, {r['seconds']:.0f} s", flush=True)
+
+
+def read(path):
+    """The results so far"""
+    if path.exists(): return json.loads(path.read_text())
+    return {"runs": [], "reference": {}, "diffusion": {}}
 
 
 def main():
     made = parser(__doc__, "methods")
     made.add_argument("data", nargs="+", choices=DATA)
-    made.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "diffusion"])
-    made.add_argument("--budgets", nargs="+", choices=("evaluations", "seconds"), default=("evaluations", "seconds"))
+    made.add_argument("--methods", nargs="+", choices=METHODS,
+                      default=[m for m in METHODS if m != "diffusion"])
+    made.add_argument("--budgets", nargs="+", default=("evaluations", "seconds"),
+                      choices=("evaluations", "seconds"), help="seconds needs the other first")
     made.add_argument("--seeds", type=int, help="training seeds; 3, on MNIST 1, if not given")
     made.add_argument("--root", default="data", help="where torchvision's files are")
-    made.add_argument("--keep", help="folder for the trained networks; a diffusion model that is there is not trained again")
-    made.add_argument("--processes", type=int, default=2, help="runs at a time, each on one core")
+    made.add_argument("--keep", help="folder for the trained networks; a diffusion model that is "
+                      "there is not trained again")
+    made.add_argument("--processes", type=int, default=2, help="runs at a time, one core each")
     options = made.parse_args()
-    keep = options.keep or tempfile.mkdtemp()
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for data in options.data:
+    keep, root = options.keep or tempfile.mkdtemp(), options.root
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, spawn, max_tasks_per_child=1) as pool:
+        for data, budget in product(options.data, options.budgets):
             seeds = range(options.seeds or (1 if data == "MNIST" else 3))
-            for budget in options.budgets:
-                kept = json.loads(options.out.read_text()) if options.out.exists() else {"runs": [], "reference": {}}
-                amount, rates = DATA[data]["evaluations"], {}
-                if budget == "seconds":
-                    equal = [r for r in kept["runs"] if r["data"] == data and r["budget"] == "evaluations"]
-                    rates = {r["method"]: r["rate"] for r in equal} | {"diffusion": kept["diffusion"][data]}
-                    amount = statistics.median(r["seconds"] for r in equal if r["method"] == "ict")
-                prepared = [pool.submit(prepare, data, budget, amount, s, keep, options.root, rates) for s in seeds]
-                rate = statistics.median(job.result() for job in prepared)
-                jobs = [pool.submit(run, data, m, budget, amount, s, keep, options.root, rates) for s in seeds for m in options.methods]
-                for job in as_completed(jobs):
-                    r, kept = job.result(), json.loads(options.out.read_text()) if options.out.exists() else kept
-                    same = ("data", "method", "budget", "seed")
-                    runs = [o for o in kept["runs"] if any(o[k] != r[k] for k in same)] + [r]
-                    known = kept["reference"] | {data: kept["reference"].get(data) or reference(data, keep, options.root)}
-                    rates_known = kept.get("diffusion", {}) | ({data: rate} if budget == "evaluations" else {})
-                    write(options.out, settings={"data": DATA, "methods": {m: {k: getattr(v, "__name__", v) for k, v in own.items()} for m, own in METHODS.items()}, "share": SHARE, "cost": COST}, runs=runs, reference=known, diffusion=rates_known)
-                    print(f"{data} {r['method']} {budget} {r['seed']}: {r['one']:.4g} in one step, {r['two']:.4g} in two, {r['seconds']:.0f} s", flush=True)
+            kept, amount, rates = read(options.out), DATA[data]["evaluations"], {}
+            if budget == "seconds":
+                equal = [r for r in kept["runs"] if r["data"] == data and r["budget"] != budget]
+                rates = {r["method"]: r["rate"] for r in equal}
+                rates["diffusion"] = kept["diffusion"][data]
+                amount = statistics.median(r["seconds"] for r in equal if r["method"] == "ict")
+            jobs = [pool.submit(prepare, data, budget, amount, s, keep, root, rates) for s in seeds]
+            rate = statistics.median(job.result() for job in jobs)
+            jobs = [pool.submit(run, data, m, budget, amount, s, keep, root, rates)
+                    for s in seeds for m in options.methods]
+            for job in as_completed(jobs): store(options.out, job.result(), rate, data, keep, root)
 
 
 if __name__ == "__main__": main()

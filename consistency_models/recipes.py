@@ -20,6 +20,7 @@ from .diffusion import DiffusionTraining, guided
 from .distillation import ConsistencyDistillation
 from .easy import EasyConsistencyTuning
 from .improved_consistency_training import ImprovedConsistencyTraining
+from .losses import pseudo_huber_loss
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
 from .trainer import Trainer
@@ -103,8 +104,8 @@ def make_objective(
     method, N = recipe["objective"], recipe.get("final_timesteps")
     own = {"ct": dict(initial_timesteps=N if trained else 2, final_timesteps=N),
            "ict": dict(initial_timesteps=N if trained else 10, final_timesteps=N),
-           "cd": dict(num_timesteps=N), "ect": dict(q=256., stages=1) if trained else {},
-           "sct": dict(warmup=recipe["steps"] // 10), "scd": dict(warmup=recipe["steps"] // 10)}
+           "cd": dict(num_timesteps=N, distance=pseudo_huber_loss),
+           "ect": dict(q=256., stages=1) if trained else {}}
     teachers = () if teacher is None else (teacher,)
     return OBJECTIVES[method](*teachers, sigma_data=sigma_data, **own.get(method, {}))
 
