@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .checks import check_integer, check_number
+from .checks import check_number
 from .consistency_training import (
     Levels, Objective, karras_grid, squared_error)
 from .diffusion import as_denoiser, check_solver
@@ -23,6 +23,7 @@ from .utils import (
     update_ema_model_, with_weights)
 
 # %% ../nbs/21_distillation.ipynb #1b18940b
+#| code-fold: true
 @dataclass(eq=False)
 class Distillation(Objective):
     "What the objectives with a teacher share: the teacher"
@@ -54,6 +55,7 @@ class Distillation(Objective):
         super().load_state_dict(state)
 
 # %% ../nbs/21_distillation.ipynb #5151d036
+#| code-fold: true
 @dataclass(eq=False)
 class ConsistencyDistillation(Distillation):
     "Consistency distillation: Algorithm 2 of Song et al. (2023)"
@@ -68,7 +70,6 @@ class ConsistencyDistillation(Distillation):
     gap_weights: bool = True # weight 1 over the length of the step; off: 1, as in the paper's runs
 
     def __post_init__(self):
-        check_integer(self.num_timesteps, "num_timesteps", 2)
         check_number(self.target_decay, "target_decay", 0, 1)
         check_number(self.sigma_data, "sigma_data", 0, above=True)
         check_solver(self.solver)
@@ -105,6 +106,7 @@ class ConsistencyDistillation(Distillation):
         if self.target_decay: update_ema_model_(self.kept["target"], net, self.target_decay)
 
 # %% ../nbs/21_distillation.ipynb #92006332
+#| code-fold: true
 class DiffusersNetwork(nn.Module):
     "A variance-preserving diffusion model of diffusers as a network: Karras et al. (2022), appendix C.3"
     def __init__(self,

@@ -162,7 +162,7 @@ def test_at_the_exact_consistency_function_the_gradient_vanishes_as_the_grid_get
 
 
 def test_the_defaults_are_those_of_the_paper_but_for_the_weights():
-    """Section 5.1 of Song et al. (2023); one over the length of the step is iCT's weight."""
+    """Section 6.1 of Song et al. (2023); one over the length of the step is iCT's weight."""
     training = ConsistencyDistillation(gaussian_denoiser)
     found = (training.sigma_min, training.sigma_max, training.rho, training.sigma_data,
              training.num_timesteps, training.target_decay)

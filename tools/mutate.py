@@ -29,7 +29,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "tools" / "mutations"
 TIMEOUT = 300   # seconds; a fault may make a loop endless
-PRELOADED = ("torch", "torch._dynamo", "torch.testing", "torchvision", "lpips")   # saves time
+PRELOADED = (   # saves time
+    "torch", "torch._dynamo", "torch.testing", "torchvision", "lpips", "diffusers.models.unets.unet_2d")
 
 
 def mutations(module):
