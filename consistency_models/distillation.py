@@ -77,13 +77,15 @@ class ConsistencyDistillation(Distillation):
 
     def _grid(self, device:torch.device, dtype:torch.dtype) -> Tensor:
         "The noise levels, ascending"
-        return karras_grid(self.num_timesteps, self.sigma_min, self.sigma_max, self.rho, device, dtype)
+        settings = self.num_timesteps, self.sigma_min, self.sigma_max, self.rho
+        return karras_grid(*settings, device, dtype)
 
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
         "A step of the grid for each sample, all equally likely"
         grid = self._grid(x.device, at_least_float32(x.dtype))
         where = draw_device(generator, x.device)
-        n = torch.randint(0, len(grid) - 1, (len(x),), generator=generator, device=where).to(x.device)
+        n = torch.randint(0, len(grid) - 1, (len(x),), generator=generator, device=where)
+        n = n.to(x.device)
         upper, lower = grid[n + 1], grid[n]
         weight = 1 / (upper - lower) if self.gap_weights else None
         return Levels(upper=upper, lower=lower, weight=weight, grid=grid.clone())
@@ -99,7 +101,8 @@ class ConsistencyDistillation(Distillation):
 
     def target(self, model:Callable) -> Callable:
         "The model itself, without gradient, or its average"
-        return with_weights(model, self.kept["target"]) if self.target_decay else model   # type: ignore[arg-type]
+        if not self.target_decay: return model
+        return with_weights(model, self.kept["target"])   # type: ignore[arg-type]
 
     def follow(self, net:nn.Module, output):
         "Move the average"
@@ -108,10 +111,10 @@ class ConsistencyDistillation(Distillation):
 # %% ../nbs/21_distillation.ipynb #92006332
 #| code-fold: true
 class DiffusersNetwork(nn.Module):
-    "A variance-preserving diffusion model of diffusers as a network: Karras et al. (2022), appendix C.3"
+    "A variance-preserving model of diffusers as a network: Karras et al. (2022), appendix C.3"
     def __init__(self,
         model:nn.Module, # of diffusers, called as `model(x, t, **kwargs)`, such as a `UNet2DModel`
-        scheduler, # the one it was trained with, which has `alphas_cumprod`, such as a `DDPMScheduler`
+        scheduler, # the one it was trained with, such as a `DDPMScheduler`
         sigma_data:float=0.5, # standard deviation of the data
     ):
         super().__init__()
@@ -140,7 +143,7 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
         "The raw network $F$ for which $c_{skip} x + c_{out} F$ is the model's best guess"
         s = pad_dims_like(sigma, x).to(at_least_float32(x.dtype))
-        c = (1 + s**2).rsqrt()                      # from x_0 + sigma z to the model's unit variance
+        c = (1 + s**2).rsqrt()              # from x_0 + sigma z to the model's unit variance
         said = self.model((c * x).to(x.dtype), self.time_step(sigma), **kwargs).sample
         if self.predicts == "epsilon": denoised = x - s * said
         elif self.predicts == "v_prediction": denoised = c**2 * x - s * c * said
@@ -150,9 +153,8 @@ class DiffusersNetwork(nn.Module):
 
 def denoiser_from_diffusers(
     model:nn.Module, # of diffusers, called as `model(x, t, **kwargs)`, such as a `UNet2DModel`
-    scheduler, # the one it was trained with, which has `alphas_cumprod`, such as a `DDPMScheduler`
+    scheduler, # the one it was trained with, such as a `DDPMScheduler`
 ) -> Callable: # `D(x, sigma, **kwargs)`
     "The best guess of a diffusion model of diffusers"
     net = DiffusersNetwork(model, scheduler)
-    def denoiser(x:Tensor, sigma:Tensor, **kwargs) -> Tensor: return as_denoiser(net, **kwargs)(x, sigma)
-    return denoiser
+    return lambda x, sigma, **kwargs: as_denoiser(net, **kwargs)(x, sigma)
