@@ -133,6 +133,7 @@ def make_trainer(
     net = trained_network(start, facts) if start else UNet(
         facts["shape"][0], recipe["channels"], num_classes=facts["num_classes"],
         sigma_data=facts["sigma_data"], patch=recipe["patch"], label_dropout=dropout)
+    net.notes = {"shape": list(facts["shape"])}         # not those of the model it starts from
     objective = make_objective(recipe, net.sigma_data, teacher, bool(start))
     names = "steps", "batch_size", "learning_rate", "ema_decay", "precision"
     conditions = ("class_labels",) if facts["num_classes"] else ()

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from consistency_models.data import color_shapes, open_data
 from consistency_models.diffusion import Guided
 from consistency_models.networks import MLP
-from consistency_models.pretrained import from_pretrained, save_pretrained
+from consistency_models.pretrained import from_pretrained, is_diffusion, save_pretrained
 from consistency_models.recipes import (
     OBJECTIVES,
     RECIPES,
@@ -112,6 +112,12 @@ def test_what_the_start_decides_and_numbers_of_levels_and_steps(teacher):
     assert [make("ct", start).initial_timesteps for start in (None, "digits")] == [2, 40]
     assert [recipe_for("digits", name, teacher=teacher)["steps"] for name in ("cd", "scd")] == [600, 600] and recipe_for("digits", "diffusion")["steps"] == 1600
     assert make("ect").stages == 6 and make("scd", teacher=teacher).learn_weight is False
+
+
+def test_a_student_does_not_pass_for_the_diffusion_model_it_starts_from(teacher):
+    assert is_diffusion(from_pretrained(teacher))
+    trainer = make_trainer(open_data("digits"), recipe_for("digits", "cd", teacher=teacher))
+    assert not is_diffusion(trainer.net) and not is_diffusion(trainer.average) and trainer.average.notes["shape"] == [1, 8, 8]
 
 
 def test_a_network_without_classes_leaves_no_labels_out():
