@@ -94,7 +94,7 @@ _PICTURES = ("samples_one_step", "samples_two_steps", "trajectory", "inpainting"
 
 def demo(
     out:str="demo", # folder for the pictures
-    steps:int|None=None, # optimizer steps of each of the two runs; 1,600 and 600 if not given
+    steps:int|None=None, # optimizer steps of each of the two runs; 1,400 and 600 if not given
     seed:int=0, # of the training runs
 ):
     "Train on real handwritten digits, distill, sample, edit, and measure"

@@ -44,7 +44,7 @@ OBJECTIVES = {
     "sct": ContinuousConsistencyTraining, "scd": ContinuousConsistencyDistillation,
 }
 
-_LENGTHS = {"diffusion": 0.8, "cd": 0.3, "scd": 0.3}    # both parts together take as long as ict
+_LENGTHS = {"diffusion": 0.7, "cd": 0.3, "scd": 0.3}    # both parts together take as long as ict
 
 def recipe_for(
     data:str, # name of a data set, or a folder

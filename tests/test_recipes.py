@@ -110,7 +110,7 @@ def test_what_the_start_decides_and_numbers_of_levels_and_steps(teacher):
     make = lambda name, start=None, **changes: make_trainer(open_data("digits"), recipe_for("digits", name, **changes), start=start).objective
     assert make("cd", teacher=teacher).num_timesteps == 18 and make("cd", teacher=teacher, final_timesteps=40).num_timesteps == 40
     assert [make("ct", start).initial_timesteps for start in (None, "digits")] == [2, 40]
-    assert [recipe_for("digits", name, teacher=teacher)["steps"] for name in ("cd", "scd")] == [600, 600] and recipe_for("digits", "diffusion")["steps"] == 1600
+    assert [recipe_for("digits", name, teacher=teacher)["steps"] for name in ("cd", "scd")] == [600, 600] and recipe_for("digits", "diffusion")["steps"] == 1400
     assert make("ect").stages == 6 and make("scd", teacher=teacher).learn_weight is False
 
 
