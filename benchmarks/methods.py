@@ -58,17 +58,16 @@ TUNED = ("cd", "ect", "sct", "scd")     # start from a diffusion model
 SHARE = 0.4                             # of the budget, for that model
 DATA = {
     "moons": dict(evaluations=1_000_000, batch_size=256, learning_rate=2e-3, ema_decay=0.99,
-                  second=0.5, n=4000),
-    "digits": dict(evaluations=120_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
-                   second=0.8, n=1797),
+                  rate_in_continuous_time=5e-4, second=0.5, n=4000),
+    "digits": dict(evaluations=90_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
+                   rate_in_continuous_time=1e-3, second=0.8, n=1797),
     "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999,
-                  second=0.8, n=10_000),
+                  rate_in_continuous_time=5e-4, second=0.8, n=10_000),
 }
 METHODS = {     # what differs from the defaults
     "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40},
     "cd": {"distance": pseudo_huber_loss}, "ect": {"stages": 6},
-    "sct": {"learn_weight": False, "learning_rate": 1e-3},
-    "scd": {"learn_weight": False, "learning_rate": 1e-3},
+    "sct": {"learn_weight": False}, "scd": {"learn_weight": False},
 }
 
 
@@ -132,11 +131,14 @@ def distances(net, data, real, labels, judge, second, n, seed=0):
 def train(data, method, steps, seed, keep, root, teacher=None, points=8, **changes):
     """Train one method; returns the trainer, its CPU seconds, and the curve over training"""
     own = METHODS[method] | changes
-    s = DATA[data] | {k: own.pop(k) for k in DATA[data] if k in own}
+    s = dict(DATA[data])
+    if method in ("sct", "scd"): s["learning_rate"] = s["rate_in_continuous_time"]
+    s |= {k: own.pop(k) for k in s if k in own}
     x, real, labels, real_labels = load(data, root)
     judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
     sigma_data = measure_sigma_data(x)
-    net = copy.deepcopy(teacher).requires_grad_(True) if teacher else network(data, sigma_data, seed)
+    net = copy.deepcopy(teacher) if teacher else network(data, sigma_data, seed)
+    net.requires_grad_(True)
     columns = (x,) if labels is None else (x, labels)
     trainer = Trainer(net, TensorDataset(*columns), steps,
                       objective(method, sigma_data, teacher, **own),
@@ -146,7 +148,8 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
                       precision="bf16" if data == "MNIST" else "no")
     curve, seconds, start = [], 0., time.process_time()
     for state in trainer.train():
-        looked = state.step % max(1, steps // points) == 0 and state.step + steps // points <= steps
+        part = max(1, steps // points)
+        looked = state.step % part == 0 and state.step < steps - part // 2
         if method != "diffusion" and (looked or state.step == steps):
             seconds += time.process_time() - start
             n = s["n"] if state.step == steps else min(s["n"], 2000)
@@ -164,7 +167,7 @@ def steps_for(data, method, budget, amount, rates):
 
 
 def prepare(data, budget, amount, seed, keep, root="data", rates=None):
-    """Train the diffusion model of one budget and seed, if `keep` lacks it; returns seconds a step"""
+    """Train the diffusion model of a budget and seed, if `keep` lacks it; returns seconds a step"""
     torch.set_num_threads(1)
     folder = Path(keep) / f"{data}-diffusion-{budget}-{seed}"
     steps = steps_for(data, "diffusion", budget, SHARE * amount, rates)
@@ -186,7 +189,9 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
         teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}")
         spent, evaluations = teacher.notes["seconds"], teacher.notes["steps"] * size
     steps = steps_for(data, method, budget, (1 - SHARE if tuned else 1) * amount, rates)
-    trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, **changes)
+    points = 8 if seed == 0 and budget == "evaluations" else 1     # looking takes its time too
+    trainer, seconds, curve = train(
+        data, method, steps, seed, keep, root, teacher, points, **changes)
     folder, shape = Path(keep) / f"{data}-{method}-{budget}-{seed}", list(trainer.data[0][0].shape)
     save_pretrained(trainer.average, folder, shape=shape, steps=steps)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

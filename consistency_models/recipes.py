@@ -44,6 +44,8 @@ OBJECTIVES = {
     "sct": ContinuousConsistencyTraining, "scd": ContinuousConsistencyDistillation,
 }
 
+_LENGTHS = {"diffusion": 0.8, "cd": 0.3, "scd": 0.3}    # both parts together take as long as ict
+
 def recipe_for(
     data:str, # name of a data set, or a folder
     objective:str="ict", # the method, one of `OBJECTIVES`
@@ -56,6 +58,7 @@ def recipe_for(
     if objective not in ("ct", "ict"):
         recipe["label_dropout"] = 0.1
         del recipe["final_timesteps"]
+    recipe["steps"] = round(recipe["steps"] * _LENGTHS.get(objective, 1))
     if objective == "cd": recipe["final_timesteps"] = 18
     if objective in ("cd", "scd"): recipe |= {"teacher": None, "guidance": None}
     changes = {k: v for k, v in changes.items() if v is not None}
@@ -92,6 +95,9 @@ def teacher_network(
     if method != "diffusion":
         raise ValueError(f"a teacher must be a diffusion model, but {teacher} was trained "
                          f"with the objective {method}")
+    shape = net.notes.get("shape", facts["shape"])
+    if shape != facts["shape"]:
+        raise ValueError(f"{teacher} makes images of shape {shape}, the data has {facts['shape']}")
     return net if guidance is None else guided(net, guidance)
 
 def make_objective(
@@ -105,7 +111,8 @@ def make_objective(
     own = {"ct": dict(initial_timesteps=N if trained else 2, final_timesteps=N),
            "ict": dict(initial_timesteps=N if trained else 10, final_timesteps=N),
            "cd": dict(num_timesteps=N, distance=pseudo_huber_loss),
-           "ect": dict(q=256., stages=1) if trained else {}}
+           "ect": dict(stages=6), "sct": dict(learn_weight=False),
+           "scd": dict(learn_weight=False)}
     teachers = () if teacher is None else (teacher,)
     return OBJECTIVES[method](*teachers, sigma_data=sigma_data, **own.get(method, {}))
 
