@@ -82,7 +82,7 @@ def algorithm_1(net, x, z, t, slope, r, sigma_data):
 def test_a_step_is_algorithm_1_in_trigflow(teacher, sigma_data):
     """Target and loss at three stages of the warm-up, with noise of standard deviation sigma_data."""
     net, x = shake(MLP(3, 16, 1, sigma_data=sigma_data)).double(), gaussian(32, 3, dtype=torch.float64)
-    settings = {"sigma_data": sigma_data, "warmup": 0.1}
+    settings = {"sigma_data": sigma_data, "warmup": 0.1, "learn_weight": True}
     training = (ContinuousConsistencyDistillation(teacher, **settings) if teacher
                 else ContinuousConsistencyTraining(**settings))
     training.attach(net)
@@ -125,7 +125,7 @@ def test_at_the_exact_function_the_tangent_of_every_sample_is_zero():
     assert exact_tangent(exact(0.55), gaussian_denoiser, x, sigma).square().mean().sqrt() > 0.01
 
 
-@pytest.mark.parametrize("settings", [{}, {"normalize": False, "learn_weight": False}], ids=str)
+@pytest.mark.parametrize("settings", [{"learn_weight": True}, {"normalize": False}], ids=str)
 def test_the_gradient_vanishes_at_the_exact_consistency_function(settings):
     """sCT's on average, to three standard errors of 100,000 samples; sCD's for every sample."""
     training = ContinuousConsistencyTraining(warmup=0, **settings)
@@ -193,7 +193,7 @@ def test_without_warm_up_the_answer_aims_at_the_clean_sample():
 
 def test_the_learned_weight_is_best_at_the_logarithm_of_the_loss():
     net, losses = shake(MLP(width=16, depth=1)), torch.tensor([0.02, 0.5, 3.])
-    training = ContinuousConsistencyTraining(distance=lambda a, b: losses)
+    training = ContinuousConsistencyTraining(learn_weight=True, distance=lambda a, b: losses)
     training.attach(net)
     out = training.step(net, gaussian(3, 2), 0, 10)
     assert torch.equal(training.loss(out), losses)              # it begins with equal weights
@@ -405,7 +405,7 @@ from conftest import gaussian, seeded, shake
 from consistency_models import ContinuousConsistencyTraining, UNet
 from torch import distributed, nn
 
-net, training = shake(UNet(1, (8, 16), dropout=0.3)), ContinuousConsistencyTraining(warmup=0)
+net, training = shake(UNet(1, (8, 16), dropout=0.3)), ContinuousConsistencyTraining(warmup=0, learn_weight=True)
 def gradients(model, half):
     training.attach(net)
     torch.manual_seed(half)
@@ -448,6 +448,6 @@ def test_settings_that_no_step_can_use_are_refused_when_they_are_given():
 def test_what_is_no_batch_and_what_was_not_attached_are_refused():
     with pytest.raises(TypeError, match="^x must"): step(shake(AnyRank()), torch.ones(4, 3).long())
     with pytest.raises(ValueError, match="^x must"): step(shake(AnyRank()), torch.zeros(0, 3))
-    training, net = ContinuousConsistencyTraining(), shake(AnyRank())
+    training, net = ContinuousConsistencyTraining(learn_weight=True), shake(AnyRank())
     out = training.step(net, gaussian(4, 3), 0, 10)
     with pytest.raises(AttributeError, match="attach"): training.loss(out)
