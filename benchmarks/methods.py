@@ -1,18 +1,20 @@
-"""Every way to train a consistency model, on one network and one measure. Run as `python benchmarks/methods.py moons digits`.
+"""Every way to train a consistency model, on one network and one measure.
 
-Six methods train the same network on the same data: consistency training (ct), improved consistency training (ict),
-consistency distillation (cd), easy consistency tuning (ect), and continuous time without (sct) and with a teacher (scd).
-cd, ect, sct and scd start from a diffusion model, whose training counts: it takes 40% of the budget.
+Six methods train the same network on the same data: consistency training (ct), improved
+consistency training (ict), consistency distillation (cd), easy consistency tuning (ect), and
+continuous time without a teacher (sct) and with one (scd). cd, ect, sct and scd start from a
+diffusion model, whose training counts: it takes 40% of the budget.
 
-The budget is given twice: as a number of network evaluations of one sample (a forward pass of student, target or teacher
-is one, a forward derivative two; backward passes come on top), equal for all; and as seconds of one core, those that ict
-takes for that number. Samples in one and in two steps are compared with real data: by the energy distance on moons, by
-the Fréchet distance in the features of a digit classifier on the others. `reference` is that distance between two sets
-of real data. Each run has a process of its own, so that its peak of memory can be told.
+The budget is given twice: as a number of network evaluations of one sample, equal for all (a
+forward pass of student, target or teacher is one, a forward derivative two; backward passes come on
+top); and as seconds of one core, those that ict takes for that number. Samples in one and in two
+steps are compared with real data: by the energy distance on moons, by the Fréchet distance in the
+features of a digit classifier on the others. `reference` is that distance between two sets of real
+data. Each run has a process of its own, so that its peak of memory can be told.
 
-    python benchmarks/methods.py moons digits              three seeds of both budgets, about an hour on two cores
-    python benchmarks/methods.py MNIST --root data         one seed; three with --seeds 3
-    python benchmarks/methods.py MNIST --keep models       also keeps the trained networks
+    python benchmarks/methods.py moons digits           three seeds of both budgets, an hour
+    python benchmarks/methods.py MNIST --root data      one seed of both; three with --seeds 3
+    python benchmarks/methods.py MNIST --keep models    also keeps the trained networks
 
 The results go to `benchmarks/results/methods.json`, where those of other data stay.
 """
@@ -56,15 +58,16 @@ TUNED = ("cd", "ect", "sct", "scd")     # start from a diffusion model
 SHARE = 0.4                             # of the budget, for that model
 DATA = {
     "moons": dict(evaluations=1_000_000, batch_size=256, learning_rate=2e-3, ema_decay=0.99,
-                  second=0.5, n=4000),
-    "digits": dict(evaluations=120_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
-                   second=0.8, n=1797),
+                  rate_in_continuous_time=5e-4, second=0.5, n=4000),
+    "digits": dict(evaluations=90_000, batch_size=64, learning_rate=2e-3, ema_decay=0.99,
+                   rate_in_continuous_time=1e-3, second=0.8, n=1797),
     "MNIST": dict(evaluations=1_000_000, batch_size=64, learning_rate=1e-3, ema_decay=0.999,
-                  second=0.8, n=10_000),
+                  rate_in_continuous_time=5e-4, second=0.8, n=10_000),
 }
 METHODS = {     # what differs from the defaults
     "diffusion": {}, "ct": {"final_timesteps": 40}, "ict": {"final_timesteps": 40},
-    "cd": {"distance": pseudo_huber_loss}, "ect": {"q": 256., "stages": 1}, "sct": {}, "scd": {},
+    "cd": {"distance": pseudo_huber_loss}, "ect": {"stages": 6},
+    "sct": {"learn_weight": False}, "scd": {"learn_weight": False},
 }
 
 
@@ -95,7 +98,7 @@ def objective(method, sigma_data, teacher, **settings):
 
 
 def energy_distance(a, b):
-    """Energy distance of two sets of points: Székely & Rizzo (2013), Eq. 5, without the square root"""
+    """Energy distance of two sets of points, squared: Székely & Rizzo (2013), Eq. 5"""
     between = lambda u, v: torch.cdist(u, v).mean()
     return (2 * between(a, b) - between(a, a) - between(b, b)).item()
 
@@ -128,11 +131,14 @@ def distances(net, data, real, labels, judge, second, n, seed=0):
 def train(data, method, steps, seed, keep, root, teacher=None, points=8, **changes):
     """Train one method; returns the trainer, its CPU seconds, and the curve over training"""
     own = METHODS[method] | changes
-    s = DATA[data] | {k: own.pop(k) for k in DATA[data] if k in own}
+    s = dict(DATA[data])
+    if method in ("sct", "scd"): s["learning_rate"] = s["rate_in_continuous_time"]
+    s |= {k: own.pop(k) for k in s if k in own}
     x, real, labels, real_labels = load(data, root)
     judge = None if method == "diffusion" else judge_of(data, keep, x, labels)
     sigma_data = measure_sigma_data(x)
-    net = network(data, sigma_data, seed) if teacher is None else copy.deepcopy(teacher).requires_grad_(True)
+    net = copy.deepcopy(teacher) if teacher else network(data, sigma_data, seed)
+    net.requires_grad_(True)
     columns = (x,) if labels is None else (x, labels)
     trainer = Trainer(net, TensorDataset(*columns), steps,
                       objective(method, sigma_data, teacher, **own),
@@ -142,7 +148,8 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
                       precision="bf16" if data == "MNIST" else "no")
     curve, seconds, start = [], 0., time.process_time()
     for state in trainer.train():
-        looked = state.step % max(1, steps // points) == 0 and state.step + steps // points <= steps
+        part = max(1, steps // points)
+        looked = state.step % part == 0 and state.step < steps - part // 2
         if method != "diffusion" and (looked or state.step == steps):
             seconds += time.process_time() - start
             n = s["n"] if state.step == steps else min(s["n"], 2000)
@@ -154,13 +161,13 @@ def train(data, method, steps, seed, keep, root, teacher=None, points=8, **chang
 
 
 def steps_for(data, method, budget, amount, rates):
-    """How many steps a budget of `amount` evaluations, or seconds at these `rates` a step, pays for"""
+    """How many steps are paid by `amount` evaluations, or by as many seconds at these `rates`"""
     if budget == "seconds": return max(1, round(amount / rates[method]))
     return max(1, round(amount / DATA[data]["batch_size"] / COST[method]))
 
 
 def prepare(data, budget, amount, seed, keep, root="data", rates=None):
-    """Train the diffusion model of one budget and seed, unless the folder `keep` has it; returns its seconds a step"""
+    """Train the diffusion model of a budget and seed, if `keep` lacks it; returns seconds a step"""
     torch.set_num_threads(1)
     folder = Path(keep) / f"{data}-diffusion-{budget}-{seed}"
     steps = steps_for(data, "diffusion", budget, SHARE * amount, rates)
@@ -182,7 +189,9 @@ def run(data, method, budget, amount, seed, keep, root="data", rates=None, **cha
         teacher = from_pretrained(Path(keep) / f"{data}-diffusion-{budget}-{seed}")
         spent, evaluations = teacher.notes["seconds"], teacher.notes["steps"] * size
     steps = steps_for(data, method, budget, (1 - SHARE if tuned else 1) * amount, rates)
-    trainer, seconds, curve = train(data, method, steps, seed, keep, root, teacher, **changes)
+    points = 8 if seed == 0 and budget == "evaluations" else 1     # looking takes its time too
+    trainer, seconds, curve = train(
+        data, method, steps, seed, keep, root, teacher, points, **changes)
     folder, shape = Path(keep) / f"{data}-{method}-{budget}-{seed}", list(trainer.data[0][0].shape)
     save_pretrained(trainer.average, folder, shape=shape, steps=steps)
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -227,7 +236,7 @@ def main():
     made.add_argument("--methods", nargs="+", choices=METHODS,
                       default=[m for m in METHODS if m != "diffusion"])
     made.add_argument("--budgets", nargs="+", default=("evaluations", "seconds"),
-                      choices=("evaluations", "seconds"), help="the second needs results of the first")
+                      choices=("evaluations", "seconds"), help="seconds needs the other first")
     made.add_argument("--seeds", type=int, help="training seeds; 3, on MNIST 1, if not given")
     made.add_argument("--root", default="data", help="where torchvision's files are")
     made.add_argument("--keep", help="folder for the trained networks; a diffusion model that is "
@@ -242,7 +251,8 @@ def main():
             kept, amount, rates = read(options.out), DATA[data]["evaluations"], {}
             if budget == "seconds":
                 equal = [r for r in kept["runs"] if r["data"] == data and r["budget"] != budget]
-                rates = {r["method"]: r["rate"] for r in equal} | {"diffusion": kept["diffusion"][data]}
+                rates = {r["method"]: r["rate"] for r in equal}
+                rates["diffusion"] = kept["diffusion"][data]
                 amount = statistics.median(r["seconds"] for r in equal if r["method"] == "ict")
             jobs = [pool.submit(prepare, data, budget, amount, s, keep, root, rates) for s in seeds]
             rate = statistics.median(job.result() for job in jobs)

@@ -18,8 +18,8 @@ from .data import open_data
 from .editing import inpaint, interpolate_latents
 from .metrics import measure, print_table, train_classifier
 from .pictures import NOTE, refuse_foreign_picture, show_images, use_style
-from .pretrained import sample
-from .recipes import make_trainer, recipe_for
+from .pretrained import refuse_foreign_files, sample
+from .recipes import make_trainer, recipe_for, save_run
 from .sampling import trajectory
 from .watching import progress
 
@@ -94,27 +94,35 @@ _PICTURES = ("samples_one_step", "samples_two_steps", "trajectory", "inpainting"
 
 def demo(
     out:str="demo", # folder for the pictures
-    steps:int|None=None, # optimizer steps; 2,000 if not given
-    seed:int=0, # of the training run
+    steps:int|None=None, # optimizer steps of each of the two runs; 1,600 and 600 if not given
+    seed:int=0, # of the training runs
 ):
-    "Train on real handwritten digits, sample, edit, and measure"
+    "Train on real handwritten digits, distill, sample, edit, and measure"
     folder, data = Path(out).expanduser(), open_data("digits")
     check_folder(folder, "be a folder")
     for name in _PICTURES: refuse_foreign_picture(folder / f"{name}.png")
+    models = {name: folder / name for name in ("diffusion", "consistency")}
+    for place in models.values(): refuse_foreign_files(place)
     folder.mkdir(parents=True, exist_ok=True)
     use_style()
-    trainer = make_trainer(data, recipe_for("digits", steps=steps), seed)
     start = time.perf_counter()
+    recipe = recipe_for("digits", "diffusion", steps=steps)
+    teacher = make_trainer(data, recipe, seed)
+    for _ in progress(teacher.train()): pass
+    save_run(teacher, models["diffusion"], "digits", recipe)
+    recipe = recipe_for("digits", "cd", steps=steps, teacher=str(models["diffusion"]))
+    trainer = make_trainer(data, recipe, seed)
     history = [(state.upper, state.losses) for state in progress(trainer.train())]
+    save_run(trainer, models["consistency"], "digits", recipe)
     net, (images, labels) = trainer.average, (t.to(trainer.device) for t in data.tensors)
-    print(f"trained {trainer.steps} steps in {time.perf_counter() - start:.0f} s "
-          f"on {trainer.device}; drawing and measuring ...")
+    print(f"trained {teacher.steps} steps, distilled {trainer.steps}, in "
+          f"{time.perf_counter() - start:.0f} s on {trainer.device}; drawing and measuring ...")
     draw_samples(net, folder)
     draw_edits(net, images[:10], labels[:10], folder)
     draw_losses(history, folder)
     draw = partial(sample, net, len(labels), labels=labels, shape=images.shape[1:])
     print_table(measure(draw, images, labels, images, train_classifier(images, labels)))
-    print(f"pictures are in {folder}/")
+    print(f"pictures and both models are in {folder}/")
 
 # %% ../nbs/36_demo.ipynb #72ad22cf
 def check_folder(

@@ -6,6 +6,7 @@
 __all__ = ['l2_distance', 'EasyConsistencyTuning']
 
 # %% ../nbs/22_easy.ipynb #f97e3bc3
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,9 @@ class EasyConsistencyTuning(Objective):
         check_lognormal(self)
         check_number(self.q, "q", 1, above=True)
         check_integer(self.stages, "stages", 1)
+        if self.stages * math.log(self.q) > math.log(1e5):
+            raise ValueError("q ** stages must be at most 100,000, or r cannot be told from t; got "
+                             f"q={self.q:g}, stages={self.stages}; one small gap is q=256, stages=1")
 
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
         "A level $t$ for each sample, and $r$ below it, the closer the later"

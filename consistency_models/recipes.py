@@ -20,6 +20,7 @@ from .diffusion import DiffusionTraining, guided
 from .distillation import ConsistencyDistillation
 from .easy import EasyConsistencyTuning
 from .improved_consistency_training import ImprovedConsistencyTraining
+from .losses import pseudo_huber_loss
 from .networks import UNet
 from .pretrained import from_pretrained, save_pretrained
 from .trainer import Trainer
@@ -43,6 +44,8 @@ OBJECTIVES = {
     "sct": ContinuousConsistencyTraining, "scd": ContinuousConsistencyDistillation,
 }
 
+_LENGTHS = {"diffusion": 0.8, "cd": 0.3, "scd": 0.3}    # both parts together take as long as ict
+
 def recipe_for(
     data:str, # name of a data set, or a folder
     objective:str="ict", # the method, one of `OBJECTIVES`
@@ -55,6 +58,7 @@ def recipe_for(
     if objective not in ("ct", "ict"):
         recipe["label_dropout"] = 0.1
         del recipe["final_timesteps"]
+    recipe["steps"] = round(recipe["steps"] * _LENGTHS.get(objective, 1))
     if objective == "cd": recipe["final_timesteps"] = 18
     if objective in ("cd", "scd"): recipe |= {"teacher": None, "guidance": None}
     changes = {k: v for k, v in changes.items() if v is not None}
@@ -103,8 +107,9 @@ def make_objective(
     method, N = recipe["objective"], recipe.get("final_timesteps")
     own = {"ct": dict(initial_timesteps=N if trained else 2, final_timesteps=N),
            "ict": dict(initial_timesteps=N if trained else 10, final_timesteps=N),
-           "cd": dict(num_timesteps=N), "ect": dict(q=256., stages=1) if trained else {},
-           "sct": dict(warmup=recipe["steps"] // 10), "scd": dict(warmup=recipe["steps"] // 10)}
+           "cd": dict(num_timesteps=N, distance=pseudo_huber_loss),
+           "ect": dict(stages=6), "sct": dict(learn_weight=False),
+           "scd": dict(learn_weight=False)}
     teachers = () if teacher is None else (teacher,)
     return OBJECTIVES[method](*teachers, sigma_data=sigma_data, **own.get(method, {}))
 

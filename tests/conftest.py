@@ -15,11 +15,17 @@ from torch.utils.data import Dataset, TensorDataset
 
 from consistency_models import (
     MLP,
+    ConsistencyDistillation,
     ConsistencyTraining,
+    ContinuousConsistencyDistillation,
+    ContinuousConsistencyTraining,
+    DiffusionTraining,
+    EasyConsistencyTuning,
     ImprovedConsistencyTraining,
     Trainer,
     UNet,
     gaussian_consistency_function,
+    guided,
     output_scaling,
     skip_scaling,
     two_moons,
@@ -232,6 +238,26 @@ def small_unet():
 
 
 LABELED = {"net": small_unet, "conditions": ("class_labels",)}   # settings of a trainer on them
+
+
+def dropping_unet():
+    """The same with labels left out, as a teacher too, for which no layer may be zero"""
+    return shake(UNet(channels=(8, 16), num_classes=3, dropout=0.2, label_dropout=0.3))
+
+
+METHODS = {     # every objective, with all that it can keep
+    "diffusion": DiffusionTraining, "CT": lambda: CT, "iCT": lambda: ICT,
+    "CD": lambda: ConsistencyDistillation(guided(dropping_unet(), 1.5), target_decay=0.9),
+    "ECT": EasyConsistencyTuning, "sCT": ContinuousConsistencyTraining,
+    "sCD": lambda: ContinuousConsistencyDistillation(dropping_unet())}
+each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def with_method(method, **settings):
+    """Settings of a trainer of such images by a method, in bfloat16 and the layout of a GPU"""
+    return LABELED | {
+        "data": TensorDataset(*images_and_labels()), "net": dropping_unet, "objective": method(),
+        "steps": 6, "batch_size": 8, "precision": "bf16", "channels_last": True} | settings
 
 
 def free_port():

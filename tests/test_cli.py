@@ -19,7 +19,9 @@ from consistency_models.cli import COMMANDS, main, named_mask, parser_for
 from consistency_models.data import load_digits
 from consistency_models.metrics import train_classifier
 from consistency_models.networks import MLP, UNet
+from consistency_models.paths import heun_step
 from consistency_models.pretrained import from_pretrained, sample, save_pretrained
+from consistency_models.schedules import karras_schedule
 
 COMMAND = [sys.executable, "-c", "import sys; from consistency_models.cli import main; sys.exit(main())"]
 TRAIN = ["train", "--data", "digits", "--steps", "3", "--batch-size", "8"]
@@ -30,6 +32,14 @@ def checkpoint(tmp_path_factory):
     """A digit model trained for three steps"""
     folder = str(tmp_path_factory.mktemp("digits") / "run")
     assert main([*TRAIN, "--out", folder]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A diffusion model of the digits trained for three steps"""
+    folder = str(tmp_path_factory.mktemp("diffusion") / "run")
+    assert main([*TRAIN, "--objective", "diffusion", "--out", folder]) == 0
     return folder
 
 
@@ -120,6 +130,20 @@ def test_training_goes_on_from_trained_weights(tmp_path, line):
     moved = [(a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters())]
     assert 0 < max(moved) < 0.05 and "--start digits" in after.notes["recipe"]["command"]
     assert "does not fit the data: its in_channels is 1" in line(["train", "--data", "shapes", "--size", "8", "--start", "digits", "--out", str(tmp_path / "x")])
+
+
+def test_a_diffusion_model_is_trained_sampled_and_distilled(teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, "--objective", "cd", "--teacher", teacher, "--guidance", "1.5"]) == 0
+    told = from_pretrained("runs/digits-cd").notes["recipe"]
+    assert (told["objective"], told["guidance"], told["final_timesteps"]) == ("cd", "1.5", "18")
+    assert told["command"] == shlex.join(["consistency-models", "train", "--data", "digits", "--objective", "cd", "--seed", "0", "--steps", "3",
+                                          "--batch-size", "8", "--teacher", teacher, "--guidance", "1.5"])
+    assert from_pretrained(teacher).notes["recipe"]["objective"] == "diffusion"
+    for model, levels, solver in ((teacher, karras_schedule(18).flip(0), heun_step), ("runs/digits-cd", [80., 0.8], None)):
+        assert main(["sample", model, "--n", "1", "--out", "x.png"]) == 0
+        x = sample(from_pretrained(model), 1, levels, solver=solver)
+        torch.testing.assert_close(pixels("x.png")[2:66:8, 2:66:8] / 127.5 - 1, x[0, 0], atol=0.02, rtol=0)
 
 
 def test_training_follows_the_precision_of_the_launcher(tmp_path, monkeypatch):
@@ -290,6 +314,9 @@ def test_trouble_with_data_is_no_fault_of_the_program(error, monkeypatch, line):
     ("edit digits {image} --label 10", "classes from 0 to 9"), ("train --data nothing", "torchvision.datasets has no"),
     ("train --data ./nothing", "there is no folder ./nothing"), ("train --data digits --size 16", "no other size"), ("train --steps 0", "steps must"),
     ("train --learning-rate -1", "learning_rate must"), ("train --precision int4", "precision must"), ("train --final-timesteps 3", "final_timesteps"),
+    ("train --objective cdm", "objective must be one of diffusion, ct"), ("train --objective cd", "cd needs a teacher"),
+    ("train --teacher digits", "the recipe of ict has no teacher"), ("train --objective ect --final-timesteps 40", "the recipe of ect has no final_timesteps"),
+    ("train --objective scd --teacher digits", "must be a diffusion model, but digits"), ("train --objective cd --teacher nothing", "there is no model 'nothing'"),
     ("train --tracker wandb", "wandb"), ("train --steps 2 --resume", "no checkpoint"), ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
 def test_mistakes_are_told_in_one_line(arguments, match, tmp_path, picture, line, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -320,6 +347,16 @@ def test_models_that_do_not_say_what_is_needed(tmp_path, folder, checkpoint, lin
     assert "has no classes" in line(["evaluate", str(tmp_path / "plain")])
     assert "has no classes" in line(["evaluate", checkpoint, "--data", folder])
     assert "makes images of shape [1, 8, 8]" in line(["evaluate", checkpoint, "--data", "shapes"])
+
+
+def test_a_diffusion_model_is_neither_edited_nor_measured(teacher, picture, line, tmp_path):
+    for command in (["edit", teacher, picture, "--out", f"{tmp_path}/x.png"], ["evaluate", teacher]):
+        assert f"{teacher} is a diffusion model, which needs many small steps; distill it" in line(command)
+
+
+def test_a_run_of_another_method_is_not_resumed(teacher, line):
+    run = [*TRAIN, "--out", teacher, "--resume", "--objective"]
+    assert "its objective is 'DiffusionTraining" in line([*run, "ect"]) and main([*run, "diffusion"]) == 0
 
 
 def test_pictures_of_others_are_kept_unless_they_are_named(tmp_path, monkeypatch, picture, line):

@@ -9,14 +9,33 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import AnyRank, devices, gaussian, needs_cuda, seeded, shake
+from conftest import (
+    AnyRank,
+    devices,
+    each_method,
+    gaussian,
+    make_trainer,
+    needs_cuda,
+    resumed,
+    run,
+    same,
+    seeded,
+    shake,
+    weights,
+    with_method,
+)
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from consistency_models import (
     MLP,
+    ConsistencyDistillation,
     ConsistencySamplingAndEditing,
     ConsistencyTraining,
+    ContinuousConsistencyDistillation,
+    ContinuousConsistencyTraining,
+    DiffusionTraining,
+    EasyConsistencyTuning,
     ImprovedConsistencyTraining,
     Levels,
     Trainer,
@@ -34,7 +53,19 @@ POINTS = two_moons(500, generator=seeded())
 
 # Generators
 
+def one_step(objective, net, x, generator):
+    """What one step of a method compares."""
+    objective.attach(net)
+    output = objective.step(net, x, 5, 10, generator)
+    return torch.stack([output.predicted, output.target])
+
+
 DRAWS = {
+    "diffusion": lambda net, x, g: one_step(DiffusionTraining(), net, x, g),
+    "CD": lambda net, x, g: one_step(ConsistencyDistillation(net), net, x, g),
+    "ECT": lambda net, x, g: one_step(EasyConsistencyTuning(), net, x, g),
+    "sCT": lambda net, x, g: one_step(ContinuousConsistencyTraining(), net, x, g),
+    "sCD": lambda net, x, g: one_step(ContinuousConsistencyDistillation(net), net, x, g),
     "CT": lambda net, x, g: ConsistencyTraining()(net, net, x, 5, 10, generator=g).predicted,
     "iCT": lambda net, x, g: ImprovedConsistencyTraining()(net, x, 5, 10, generator=g).predicted,
     "sampling": lambda net, x, g: ConsistencySamplingAndEditing()(net, x, [80., 5., 0.8], generator=g),
@@ -129,6 +160,32 @@ def test_stopped_and_resumed_equals_whole_in_half_precision(tmp_path, settings):
     for part in ("net", "average"):
         pairs = zip(getattr(resumed, part).parameters(), getattr(whole, part).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@needs_cuda
+@each_method
+def test_with_every_method_a_run_in_half_precision_learns_on_the_gpu_and_resumes(tmp_path, monkeypatch, method):
+    """U-Nets in channels_last, with all that the methods keep; convolutions that add up in a fixed order"""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    settings = with_method(method)
+    whole, start = run(make_trainer(**settings)), make_trainer(**settings)
+    assert {w.device.type for w in weights(whole)} == {"cuda"} and all(w.isfinite().all() for w in weights(whole))
+    assert {w.dtype for w in weights(whole)} == {torch.float32}
+    assert not any(torch.equal(a, b) for a, b in zip(start.net.parameters(), whole.net.parameters(), strict=True))
+    assert same(resumed(tmp_path, 3, **settings), whole)
+
+
+@trainer_devices
+@each_method
+def test_with_every_method_half_precision_takes_nearly_the_same_step(device, method):
+    """One step of plain gradient descent, against that in float32"""
+    steps = []
+    for precision in ("no", "bf16"):
+        trainer = make_trainer(**with_method(method, precision=precision, steps=1, optimizer=torch.optim.SGD, learning_rate=1e-3, warmup=0, batch_size=64))
+        before = [p.detach().clone() for p in trainer.net.parameters()]
+        moved = [(p.detach() - b).flatten() for p, b in zip(run(trainer).net.parameters(), before, strict=True)]
+        steps.append(torch.cat(moved))
+    assert trainer.device.type == device and torch.cosine_similarity(*steps, dim=0) > 0.95
 
 
 # Compiled

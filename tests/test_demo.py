@@ -9,7 +9,7 @@ from consistency_models.data import load_digits
 from consistency_models.demo import demo, draw_edits, draw_losses, draw_samples
 from consistency_models.metrics import train_classifier
 from consistency_models.pictures import NOTE, refuse_foreign_picture
-from consistency_models.pretrained import from_pretrained
+from consistency_models.pretrained import from_pretrained, is_diffusion
 
 PICTURES = {f"{name}.png" for name in ("samples_one_step", "samples_two_steps", "trajectory", "inpainting", "interpolation", "loss_by_noise_level")}
 
@@ -23,9 +23,10 @@ def test_the_demo_draws_and_measures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("consistency_models.demo.open_data", lambda name: TensorDataset(*(t[:200] for t in load_digits())))
     monkeypatch.setattr("consistency_models.demo.train_classifier", lambda x, y: train_classifier(x, y, 50))
     demo("~/pictures/new", steps=3)
-    assert {p.name for p in (tmp_path / "pictures" / "new").iterdir()} == PICTURES
+    assert {p.name for p in (tmp_path / "pictures" / "new").iterdir()} == PICTURES | {"diffusion", "consistency"}
+    assert is_diffusion(from_pretrained(tmp_path / "pictures" / "new" / "diffusion"))
     printed = capsys.readouterr().out
-    assert "trained 3 steps" in printed and "distance of two real halves" in printed and "asked class recognized" in printed
+    assert "trained 3 steps, distilled 3" in printed and "distance of two real halves" in printed and "asked class recognized" in printed
 
 
 def test_each_picture_shows_what_it_should(tmp_path, monkeypatch):

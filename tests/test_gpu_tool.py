@@ -12,10 +12,12 @@ from test_project import ROOT
 
 from consistency_models import from_pretrained
 from consistency_models.data import open_data
-from consistency_models.recipes import RECIPES
+from consistency_models.recipes import recipe_for
 
 pytestmark = pytest.mark.slow
-SMALL = {"channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16, "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
+SMALL = {
+    "objective": "ict", "label_dropout": 0., "channels": [8, 16], "patch": 1, "steps": 12, "batch_size": 16,
+    "learning_rate": 1e-3, "final_timesteps": 20, "ema_decay": 0.9, "precision": "no"}
 
 
 def check(folder, *arguments):
@@ -57,10 +59,13 @@ def test_a_training_run_is_planned_from_the_measured_speed(tmp_path, tool, monke
     monkeypatch.setattr("throughput.seconds_each", lambda run, *_: 0.5)
     options, device = SimpleNamespace(train="digits", recipe={"channels": [8, 16], "batch_size": 16}), torch.device("cpu")
     made = tool.plan(options, device, tmp_path / "run", open_data("digits"), time.monotonic() + 10_000)
-    recipe = RECIPES["digits"] | options.recipe
+    recipe = recipe_for("digits") | options.recipe
     assert made["recipe"] | {"steps": 2000} == recipe and made["checkpoint_every"] == 40
     assert made["recipe"]["steps"] == pytest.approx(0.92 * 10_000 / 0.5, rel=0.02)
     assert tool.plan(options, device, tmp_path / "run", None, 0) == made   # a later call keeps it
+    options.recipe["objective"] = "ect"
+    made = tool.plan(options, device, tmp_path / "other", open_data("digits"), time.monotonic() + 10_000)["recipe"]
+    assert made["objective"] == "ect" and "final_timesteps" not in made
     for name in ("batchsize", "steps"):
         with pytest.raises(ValueError, match=f"--recipe knows .*batch_size.* got {name}; the steps follow from --minutes"):
             tool.plan(SimpleNamespace(train="digits", recipe={name: 8}), device, tmp_path / "run", None, 0)

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from consistency_models.pretrained import (
     save_pretrained,
 )
 from consistency_models.sampling import ConsistencySamplingAndEditing, trajectory
+from consistency_models.schedules import karras_schedule
 
 WEIGHTS = Path(consistency_models.__file__).parent / "weights"
 
@@ -218,6 +220,25 @@ def test_samples_repeat_and_come_in_parts_of_2000():
         assert torch.equal(x[part], f(80 * noise, 80.).clamp(-1, 1)) and not x.requires_grad
 
 
+def test_a_model_whose_notes_call_it_a_diffusion_model_walks_down_18_levels_and_is_asked_for_by_name():
+    net = unet()
+    levels = karras_schedule(18).flip(0)
+    draw = partial(sample, net, 3, labels=1, shape=(2, 8, 8))
+    heun, steps = draw(levels, solver=heun_step), draw([80., 0.8])
+    assert torch.equal(draw(), steps) and torch.equal(draw(solver=heun_step), heun) and not torch.allclose(heun, steps)
+    assert load_image_model(noted := with_notes(net, {"objective": "ict"})) is noted
+    with_notes(net, {"objective": "diffusion"})
+    assert torch.equal(draw(), heun) and torch.equal(draw([80., 0.8]), draw([80., 0.8], solver=heun_step))
+    assert torch.equal(draw(solver=euler_step), draw(levels, solver=euler_step))
+    with pytest.raises(ValueError, match="is a diffusion model, which needs many small steps; distill it"): load_image_model(net)
+    assert load_image_model(net, diffusion=True) is net
+
+
+def with_notes(net, recipe):
+    net.notes = {"shape": [2, 8, 8], "recipe": recipe}
+    return net
+
+
 def test_labels_are_one_class_or_several_repeated_or_each_in_turn():
     net = UNet(channels=(8,), num_classes=10)
     asked = {"each": (None, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]), "one": (7, [7] * 12), "two": ([7, 1], [7, 1] * 6),
@@ -307,7 +328,7 @@ def test_what_cannot_be_saved_leaves_everything_as_it_was(tmp_path):
 
 def test_names_that_lead_nowhere():
     for name in ("nothing", "a/b/c", "/no/such/folder", "../digits/x", "", "~/nofolder", "./nofolder", "nofolder/", "a b/c", ".hidden/x"):
-        with pytest.raises(ValueError, match=r"there is no model .* a bundled model \(digits, mnist, shapes\), a folder that exists, or a repository"): from_pretrained(name)
+        with pytest.raises(ValueError, match=r"there is no model .* a bundled model \(digits, mnist, .*shapes\), a folder that exists, or a repository"): from_pretrained(name)
 
 
 @pytest.mark.parametrize("changes", [

@@ -7,11 +7,31 @@ from conftest import seeded
 from torch.utils.data import TensorDataset
 
 from consistency_models.data import color_shapes, open_data
+from consistency_models.diffusion import Guided
 from consistency_models.networks import MLP
 from consistency_models.pretrained import from_pretrained, save_pretrained
-from consistency_models.recipes import RECIPES, make_trainer, recipe_for, save_run, trained_network
+from consistency_models.recipes import (
+    OBJECTIVES,
+    RECIPES,
+    make_trainer,
+    recipe_for,
+    save_run,
+    teacher_network,
+    trained_network,
+)
 
 DIGITS = {"shape": [1, 8, 8], "num_classes": 10, "sigma_data": 0.752}
+TINY = {"steps": 2, "batch_size": 4, "channels": (8, 16)}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A diffusion model of the digits, hardly trained, whose layers differ from those of a new network"""
+    folder, recipe = tmp_path_factory.mktemp("teacher"), recipe_for("digits", "diffusion", **TINY)
+    trainer = make_trainer(open_data("digits"), recipe, seed=3)
+    list(trainer.train())
+    save_run(trainer, folder, "digits", recipe)
+    return folder
 
 
 # Equals the paper
@@ -21,6 +41,7 @@ def test_recipes_are_those_on_the_cards_of_the_bundled_models():
     for bundled, name in (("digits", "digits"), ("mnist", "MNIST"), ("shapes", "shapes")):
         told = {k: v.split(", then")[0] for k, v in from_pretrained(bundled).notes["recipe"].items() if k in RECIPES[name]}
         made = {k: str("no" if v is None else v) for k, v in RECIPES[name].items()}
+        assert from_pretrained(bundled).notes["recipe"]["objective"] == "ict"
         assert {k: (v, float(v)) if v[0].isdigit() else v for k, v in told.items()} == {k: (told[k], float(v)) if v[0].isdigit() else v for k, v in made.items()}
 
 
@@ -44,8 +65,10 @@ def test_data_without_classes_make_a_network_without():
 
 
 def test_changes_leave_the_recipe_itself_alone():
-    assert recipe_for("digits", steps=7, precision=None) == RECIPES["digits"] | {"steps": 7} and RECIPES["digits"]["steps"] == 2000
-    assert recipe_for("some/folder") == recipe_for("CIFAR10") == RECIPES["images"]
+    ict = {"objective": "ict", "label_dropout": 0.}
+    assert recipe_for("digits", steps=7, precision=None) == ict | RECIPES["digits"] | {"steps": 7} and RECIPES["digits"]["steps"] == 2000
+    assert recipe_for("some/folder") == recipe_for("CIFAR10") == ict | RECIPES["images"]
+    assert recipe_for("digits", "diffusion").keys() == recipe_for("digits").keys() - {"final_timesteps"}
 
 
 def test_the_seed_decides_the_weights():
@@ -60,6 +83,52 @@ def test_trained_weights_are_trained_further_with_all_levels_from_the_first_step
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), trainer.net.parameters()))
     assert [state.num_timesteps for state in trainer.train()] == [21, 21]     # levels, one more than the grid's steps
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.net.parameters()))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_method_has_a_recipe_that_trains_a_network_of_its_own(name, teacher):
+    taught = name in ("cd", "scd")
+    recipe = recipe_for("digits", name, **TINY, **({"teacher": teacher, "guidance": 2.} if taught else {}))
+    trainer = make_trainer(open_data("digits"), recipe)
+    assert type(trainer.objective) is OBJECTIVES[name] and next(trainer.train()).step == 1
+    assert trainer.net.label_dropout == (0. if name in ("ct", "ict") else 0.1)
+    assert trainer.objective.sigma_data == trainer.net.sigma_data
+    if taught: assert trainer.objective.denoiser.weight == 2.
+
+
+def test_a_student_starts_from_its_teacher_or_from_what_it_is_given(teacher):
+    other = recipe_for("digits", "cd", **TINY | {"channels": (64, 64)}, teacher=teacher)
+    for start, expected in ((None, teacher), ("digits", "digits")):
+        trainer = make_trainer(open_data("digits"), other, start=start)
+        pairs = zip(trainer.net.parameters(), from_pretrained(expected).parameters(), strict=True)
+        assert all(torch.equal(a, b) and a.requires_grad for a, b in pairs)
+        kept = trainer.objective.kept.denoiser
+        assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), from_pretrained(teacher).parameters(), strict=True))
+
+
+def test_what_the_start_decides_and_the_number_of_levels(teacher):
+    make = lambda name, start=None, **changes: make_trainer(open_data("digits"), recipe_for("digits", name, **changes), start=start).objective
+    assert make("cd", teacher=teacher).num_timesteps == 18 and make("cd", teacher=teacher, final_timesteps=40).num_timesteps == 40
+    assert [make("ct", start).initial_timesteps for start in (None, "digits")] == [2, 40]
+    assert make("ect").stages == 6 and make("scd", teacher=teacher).learn_weight is False
+
+
+def test_a_network_without_classes_leaves_no_labels_out():
+    trainer = make_trainer(TensorDataset(torch.randn(9, 1, 8, 8)), recipe_for("images", "ect", steps=1, batch_size=2))
+    assert trainer.net.label_dropout == 0 and next(trainer.train()).step == 1
+
+
+def test_a_card_tells_the_method_and_the_network_that_was_trained(tmp_path, teacher):
+    recipe = recipe_for("digits", "cd", **TINY | {"channels": (64, 64)}, teacher=teacher, guidance=1.5)
+    trainer = make_trainer(open_data("digits"), recipe)
+    list(trainer.train())
+    save_run(trainer, tmp_path, "digits", recipe)
+    notes = json.loads((tmp_path / "config.json").read_text())["notes"]
+    expected = {"objective": "cd", "teacher": str(teacher), "guidance": "1.5", "channels": "[8, 16]", "label_dropout": "0.1", "final_timesteps": "18"}
+    assert notes["recipe"] | expected == notes["recipe"] and notes["title"] == "A consistency model of digits"
+    assert "Consistency distillation: Algorithm 2" in (tmp_path / "README.md").read_text()
+    told = from_pretrained(teacher).notes
+    assert told["title"] == "A diffusion model of digits" and told["recipe"]["objective"] == "diffusion" and "final_timesteps" not in told["recipe"]
 
 
 def test_a_card_tells_what_was_done(tmp_path):
@@ -77,7 +146,25 @@ def test_a_card_tells_what_was_done(tmp_path):
 # Refuses
 
 def test_changes_that_no_recipe_has():
-    with pytest.raises(ValueError, match="a recipe has channels, .*batch_size.*, but not step"): recipe_for("digits", step=3)
+    for name, change in (("ict", {"step": 3}), ("ict", {"teacher": "x"}), ("ict", {"guidance": 2.}), ("diffusion", {"final_timesteps": 9}),
+                         ("ect", {"final_timesteps": 9}), ("sct", {"final_timesteps": 9}), ("scd", {"teacher": "x", "final_timesteps": 9})):
+        with pytest.raises(ValueError, match=f"the recipe of {name} has no {[*change][-1]}, only objective, .*batch_size"): recipe_for("digits", name, **change)
+
+
+def test_a_method_that_nobody_knows_and_distillation_without_a_teacher():
+    with pytest.raises(ValueError, match="objective must be one of diffusion, ct, .*, got 'cdm'"): recipe_for("digits", "cdm")
+    for name in ("cd", "scd"):
+        with pytest.raises(ValueError, match=f"{name} needs a teacher"): recipe_for("digits", name, guidance=2.)
+
+
+def test_teachers_that_do_not_fit(teacher, tmp_path):
+    with pytest.raises(ValueError, match="must be a diffusion model, but digits was trained with the objective ict"): teacher_network("digits", DIGITS)
+    with pytest.raises(ValueError, match="does not fit the data: its in_channels is 1"): teacher_network(teacher, DIGITS | {"shape": [3, 8, 8]})
+    with pytest.raises(ValueError, match="its num_classes is 10, the data needs None"): teacher_network(teacher, DIGITS | {"num_classes": None})
+    net = trained_network("digits", DIGITS)
+    save_pretrained(net, tmp_path)          # without notes, and trained with all labels
+    assert type(teacher_network(tmp_path, DIGITS)) is type(net) and isinstance(teacher_network(teacher, DIGITS, 2.), Guided)
+    with pytest.raises(ValueError, match="must also answer without labels"): teacher_network(tmp_path, DIGITS, 2.)
 
 
 def test_weights_that_do_not_fit_the_data(tmp_path):

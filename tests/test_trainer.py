@@ -22,6 +22,8 @@ from conftest import (
     Layer,
     LearnedWeight,
     Pairs,
+    dropping_unet,
+    each_method,
     images_and_labels,
     make_trainer,
     on_two_processes,
@@ -29,18 +31,24 @@ from conftest import (
     run,
     same,
     weights,
+    with_method,
 )
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from consistency_models import (
     MLP,
+    ConsistencyDistillation,
     ConsistencySamplingAndEditing,
     ConsistencyTraining,
+    ContinuousConsistencyDistillation,
+    ContinuousConsistencyTraining,
     ImprovedConsistencyTraining,
     Trainer,
+    continuous,
     ema_decay_rate_schedule,
     from_pretrained,
+    guided,
     pseudo_huber_loss,
     squared_error,
     update_ema_model_,
@@ -169,6 +177,38 @@ def test_two_processes_train_what_one_with_twice_the_shards_trains_and_either_go
     parts, (rank, _) = launch(tmp_path, tmp_path / "parts", 1)
     assert len(rank["levels"]) == 7
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one, parts, strict=True))
+
+
+METHODS_PAIR = """
+import sys
+import torch
+torch.set_num_threads(1)
+from conftest import METHODS, make_trainer, run, weights, with_method
+folder, accumulate = sys.argv[1], int(sys.argv[2])
+found = {}
+for name, method in METHODS.items():
+    trainer = run(make_trainer(**with_method(method, precision="no", accumulate=accumulate, steps=2, clip_norm=1.)))
+    found[name] = [w.clone() for w in weights(trainer)]
+torch.save(found, f"{folder}/rank{trainer.accelerator.process_index}.pt")
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
+"""
+
+
+@slow
+def test_with_every_method_two_processes_train_what_one_trains_with_twice_the_shards(tmp_path):
+    """Also where the derivative of the network is taken past the wrapper that averages gradients."""
+    (tmp_path / "pair.py").write_text(METHODS_PAIR)
+    found = []
+    for processes in (1, 2):
+        (folder := tmp_path / str(processes)).mkdir()
+        on_two_processes(tmp_path / "pair.py", folder, 3 - processes, processes=processes)
+        found += [torch.load(p) for p in sorted(folder.glob("rank*.pt"))]
+    alone, first, second = found
+    for name in alone:
+        pairs = list(zip(alone[name], first[name], second[name], strict=True))
+        assert all(torch.equal(a, b) for _, a, b in pairs), name
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b, _ in pairs), name
 
 
 # Keeps its promises: randomness
@@ -370,6 +410,32 @@ def test_what_an_objective_learns_is_trained_with_the_network_clipped_and_resume
     assert same(resumed(tmp_path, 13, **settings), trainer)
 
 
+@each_method
+def test_with_every_method_a_run_in_bfloat16_resumes_bit_for_bit(tmp_path, method):
+    """With what the method keeps: averages, a teacher under guidance, a learned weight"""
+    settings = with_method(method)
+    whole, start = run(make_trainer(**settings)), make_trainer(**settings)
+    assert same(resumed(tmp_path, 3, **settings), whole)
+    assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights(whole))
+    for before, after in ((start.net, whole.net), (start.average, whole.average)):
+        assert not any(torch.equal(a, b)
+            for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    teachers = [t.objective.kept.denoiser.state_dict() for t in (start, whole)
+        if "denoiser" in t.objective.kept]
+    assert all(torch.equal(*pair) for pair in zip(*(t.values() for t in teachers)))
+
+
+def test_a_teacher_is_taken_to_where_the_network_is_and_into_its_type():
+    teacher, data = MLP(width=8, depth=1).half(), TensorDataset(POINTS.double())
+    for kind in (ConsistencyDistillation, ContinuousConsistencyDistillation):
+        trainer = run(make_trainer(net=lambda: MLP(width=16, depth=1).double(), data=data,
+            objective=kind(teacher), steps=2))
+        kept = trainer.objective.kept.denoiser
+        assert {p.dtype for p in kept.parameters()} == {torch.float64}
+        assert not any(m.training for m in kept.modules()) and teacher.training
+        assert {p.dtype for p in teacher.parameters()} == {torch.float16}
+
+
 def test_two_trainers_never_share_what_an_objective_keeps():
     objective = ConsistencyTraining(final_timesteps=20)
     first, second = (make_trainer(objective=objective) for _ in range(2))
@@ -524,6 +590,29 @@ def test_student_and_target_drop_the_same(how):
     trainer = run(make_trainer(net=net, data=data, objective=Compared(), batch_size=64, steps=3,
         **settings))
     assert trainer.objective.agreement == [1.0] * 3
+
+
+class Answers(ContinuousConsistencyTraining):
+    """Keeps the answers that are trained"""
+    def step(self, *args, **kwargs):
+        output = super().step(*args, **kwargs)
+        self.answers = [*getattr(self, "answers", []), output.predicted.detach()]
+        return output
+
+
+@slow
+@needs_compiler
+def test_a_compiled_network_drops_the_same_where_its_derivative_is_taken(monkeypatch):
+    """The derivative passes by what was compiled; both must draw the same."""
+    known, plain = [], continuous.along_the_path
+    def noted(*args, **kwargs):
+        found = plain(*args, **kwargs)
+        known.append(found[0])
+        return found
+    monkeypatch.setattr(continuous, "along_the_path", noted)
+    trainer = run(make_trainer(net=Dropped, objective=Answers(), steps=2, compile=True))
+    assert all(map(torch.equal, trainer.objective.answers, known)) and len(known) == 2
+    assert not torch.equal(*(k > 1e5 for k in known))
 
 
 @slow
@@ -855,6 +944,29 @@ class Interrupting(Layer):
 
 # Refuses
 
+def test_a_run_that_was_begun_by_another_method_or_with_another_teacher(tmp_path):
+    settings = with_method(ContinuousConsistencyTraining, steps=2)
+    teacher = dropping_unet()
+    other = copy.deepcopy(teacher)
+    with torch.no_grad(): other.out.bias += 1e-3
+    run(make_trainer(tmp_path, **settings | {"objective": ConsistencyDistillation(teacher)}), 1)
+    for objective, message in (
+            (ContinuousConsistencyTraining(), "its objective is 'ConsistencyDistillation"),
+            (ConsistencyDistillation(teacher, num_timesteps=40), "num_timesteps=18.*=40"),
+            (ConsistencyDistillation(other), "another teacher"),
+            (ConsistencyDistillation(guided(teacher, 1.)), "another network")):
+        trainer = make_trainer(tmp_path, **settings | {"objective": objective})
+        before = [w.clone() for w in weights(trainer)]
+        with pytest.raises(ValueError, match=message): trainer.resume()
+        assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer)))
+    assert make_trainer(tmp_path, **settings | {
+        "objective": ConsistencyDistillation(copy.deepcopy(teacher))}).resume()
+    strong, weak = (ConsistencyDistillation(guided(teacher, w)) for w in (2., 1.5))
+    run(make_trainer(tmp_path / "guided", **settings | {"objective": strong}), 1)
+    with pytest.raises(ValueError, match="another guidance"):
+        make_trainer(tmp_path / "guided", **settings | {"objective": weak}).resume()
+
+
 class Stream(IterableDataset):
     def __len__(self): return 40
     def __iter__(self): return iter(POINTS)
@@ -881,6 +993,12 @@ class Stream(IterableDataset):
     "from parameters.* got SGD"),
     ({"objective": ImprovedConsistencyTraining}, TypeError,
     "objective must be an Objective.* got ImprovedConsistencyTraining"),
+    ({"objective": ConsistencyDistillation}, TypeError,
+    "objective must be an Objective.* got ConsistencyDistillation"),
+    ({"objective": ConsistencyDistillation("mnist")}, TypeError,
+    "denoiser must be a network.* got 'mnist'"),
+    ({"objective": ContinuousConsistencyDistillation(MLP)}, TypeError,
+    "denoiser must be a network.* got <class"),
     ({"objective": lambda model, x, k, K: x}, TypeError,
     "objective must be an Objective.* without attach, step, loss"),
     ({"net": lambda: Layer(nn.LazyLinear(2))}, ValueError, "lazy layers.*call it once"),

@@ -146,7 +146,8 @@ def plan(options, device, folder, data, end):
     from throughput import seconds_each
 
     from consistency_models.recipes import make_trainer, recipe_for
-    path, recipe = folder / "plan.json", recipe_for(options.train)
+    path, method = folder / "plan.json", {k: options.recipe[k] for k in ("objective", "teacher") if k in options.recipe}
+    recipe = recipe_for(options.train, **method)
     known = recipe.keys() - {"steps"}
     if unknown := options.recipe.keys() - known:
         raise ValueError(f"--recipe knows {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}; the steps follow from --minutes")
