@@ -168,7 +168,7 @@ def on_cpu(name, seconds, rounds=ROUNDS):
             command = [sys.executable, __file__, "--work", name, str(who), str(seconds)]
             environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode: raise RuntimeError(done.stderr)
+            if done.returncode: raise RuntimeError(f"exit code {done.returncode}\n{done.stderr}")
             found[who].append(json.loads(done.stdout.splitlines()[-1]))
     return {kind: [min(f[i] for f in side) for side in found] for i, kind in enumerate(KINDS[name])}
 

@@ -89,7 +89,7 @@ def euler_step(
     lower:Tensor, # the noise levels to go to, shape `(batch,)`
     denoised:Tensor|None=None, # the denoiser's answer at `upper`, if it is known already
 ) -> Tensor: # the samples at `lower`, shape and type of `x`
-    "One step along the path by Euler's method, of first order: what DDIM of Song et al. (2021) does"
+    "One step along the path by Euler's method, of first order: DDIM of Song et al. (2021)"
     if denoised is None: denoised = denoiser(x, upper)
     return (denoised + pad_dims_like(lower / upper, x) * (x - denoised)).to(x.dtype)
 
@@ -105,12 +105,12 @@ def as_denoiser(
 # %% ../nbs/20_diffusion.ipynb #c2fb056d
 def ode_trajectory(
     denoiser:Callable, # a network (a torch module), or any denoiser `D(x, sigma, **kwargs)`
-    x:Tensor, # where to start: samples at the first level, such as `80 * noise`, shape `(batch, ...)`
+    x:Tensor, # samples at the first level, such as `80 * noise`, shape `(batch, ...)`
     sigmas:Iterable, # noise levels, descending
     solver:Callable=heun_step, # one step down the path: `heun_step` or `euler_step`
     **kwargs, # for the denoiser, such as `class_labels`
 ) -> Iterator[tuple[float, Tensor, Tensor]]: # `(sigma, noisy, denoised)` for each level
-    "Walk the probability-flow ODE; the last `denoised` is the sample: Karras et al. (2022), Algorithm 1"
+    "Walk the path; the last `denoised` is the sample: Karras et al. (2022), Algorithm 1"
     levels = check_descending(sigmas, 0.)
     check_reference(x, "x")
     check_solver(solver)
@@ -118,7 +118,8 @@ def ode_trajectory(
 
 def _walk_down(denoiser, x, levels, solver):
     "The loop of `ode_trajectory`"
-    each = lambda sigma: torch.full((len(x),), sigma, dtype=at_least_float32(x.dtype), device=x.device)
+    dtype = at_least_float32(x.dtype)
+    each = lambda sigma: torch.full((len(x),), sigma, dtype=dtype, device=x.device)
     for i, sigma in enumerate(levels):
         with torch.no_grad():
             if i > 0: x = solver(denoiser, x, each(levels[i - 1]), each(sigma), denoised)
@@ -127,7 +128,7 @@ def _walk_down(denoiser, x, levels, solver):
 
 # %% ../nbs/20_diffusion.ipynb #f4b57ec1
 def guided(
-    net:Callable, # a network, or a denoiser `D(x, sigma, **kwargs)`, which also answers without conditions
+    net:Callable, # a network or a denoiser, which also answers without conditions
     weight:float, # $w$: 0 without conditions, 1 with them, above 1 exaggerated
 ) -> Callable: # the same kind of thing
     "Classifier-free guidance, $D_w = D(x) + w (D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
@@ -138,13 +139,18 @@ def guided(
     if getattr(net, "label_dropout", None) == 0:
         raise ValueError("net must also answer without labels: train one that was built with "
                          "classes and, for example, label_dropout=0.1")
-    return Guided(net, weight) if isinstance(net, nn.Module) else partial(_guide, net, weight)
+    if isinstance(net, nn.Module): return Guided(net, weight)
+    if is_network(net):
+        raise TypeError("net must be the network itself, with no arguments filled in, "
+                        f"got {type(net).__name__}")
+    return partial(_guide, net, weight)
 
 def _guide(net:Callable, weight:float, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
-    "Both answers, mixed; for a network too, since $D$ is its output times a number plus a multiple of $x$"
+    "Both answers, mixed; of networks too: $D$ is a multiple of the output plus one of $x$"
     return torch.lerp(net(x, sigma), net(x, sigma, **kwargs), weight)
 
 # %% ../nbs/20_diffusion.ipynb #931a7847
+#| code-fold: true
 class Guided(nn.Module):
     "A network under guidance, which is a network again"
     def __init__(self, net:nn.Module, weight:float):

@@ -95,6 +95,9 @@ def teacher_network(
     if method != "diffusion":
         raise ValueError(f"a teacher must be a diffusion model, but {teacher} was trained "
                          f"with the objective {method}")
+    shape = net.notes.get("shape", facts["shape"])
+    if shape != facts["shape"]:
+        raise ValueError(f"{teacher} makes images of shape {shape}, the data has {facts['shape']}")
     return net if guidance is None else guided(net, guidance)
 
 def make_objective(

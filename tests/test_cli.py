@@ -317,6 +317,7 @@ def test_trouble_with_data_is_no_fault_of_the_program(error, monkeypatch, line):
     ("train --objective cdm", "objective must be one of diffusion, ct"), ("train --objective cd", "cd needs a teacher"),
     ("train --teacher digits", "the recipe of ict has no teacher"), ("train --objective ect --final-timesteps 40", "the recipe of ect has no final_timesteps"),
     ("train --objective scd --teacher digits", "must be a diffusion model, but digits"), ("train --objective cd --teacher nothing", "there is no model 'nothing'"),
+    ("train --objective cd --teacher mnist-diffusion", "mnist-diffusion makes images of shape [1, 28, 28], the data has [1, 8, 8]"),
     ("train --tracker wandb", "wandb"), ("train --steps 2 --resume", "no checkpoint"), ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
 def test_mistakes_are_told_in_one_line(arguments, match, tmp_path, picture, line, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -318,6 +318,8 @@ def test_settings_that_train_nothing_are_refused(settings):
 def test_samples_that_are_none_are_refused():
     with pytest.raises(TypeError, match="^x must be a floating"):
         DiffusionTraining().step(of_gaussian, torch.zeros(2, 2, dtype=torch.long), 0, 1)
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        DiffusionTraining().step(of_gaussian, gaussian(2, 2), 3, 2)
 
 
 def test_a_walk_is_refused_before_it_starts():
@@ -328,13 +330,23 @@ def test_a_walk_is_refused_before_it_starts():
         with pytest.raises(TypeError, match="^x must"): ode_trajectory(of_gaussian, bad, [80.])
     with pytest.raises(ValueError, match="^x must have shape"):
         ode_trajectory(of_gaussian, torch.tensor(1.), [80.])
+    for bad in ("heun", None, nn.Identity):
+        with pytest.raises(TypeError, match="^solver must be a function such as heun_step"):
+            ode_trajectory(of_gaussian, x, [80.], bad)
     assert inspect.isgenerator(ode_trajectory(of_gaussian, x, [80.]))
+
+
+def test_a_denoiser_must_answer_in_the_shape_of_the_data():
+    with pytest.raises(ValueError, match=r"the answer must have the shape of x, \(4, 2\)"):
+        list(ode_trajectory(lambda x, sigma: x[:, :1], gaussian(4, 2), [80.]))
 
 
 def test_guidance_needs_a_weight_and_a_network_that_answers_without_labels():
     for weight in (-0.5, math.nan):
         with pytest.raises(ValueError, match="^weight must be finite"): guided(labeled(), weight)
     with pytest.raises(TypeError, match="^weight must be a number"): guided(labeled(), "4")
+    for wrapped in (partial(labeled(), class_labels=LABELS), labeled().forward):
+        with pytest.raises(TypeError, match="^net must be the network itself"): guided(wrapped, 2)
     always = MLP(2, 16, 1, num_classes=3)
     with pytest.raises(ValueError, match="label_dropout="):
         guided(always, 2)(gaussian(4, 2), torch.ones(4), class_labels=LABELS)

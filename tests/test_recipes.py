@@ -106,10 +106,11 @@ def test_a_student_starts_from_its_teacher_or_from_what_it_is_given(teacher):
         assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), from_pretrained(teacher).parameters(), strict=True))
 
 
-def test_what_the_start_decides_and_the_number_of_levels(teacher):
+def test_what_the_start_decides_and_numbers_of_levels_and_steps(teacher):
     make = lambda name, start=None, **changes: make_trainer(open_data("digits"), recipe_for("digits", name, **changes), start=start).objective
     assert make("cd", teacher=teacher).num_timesteps == 18 and make("cd", teacher=teacher, final_timesteps=40).num_timesteps == 40
     assert [make("ct", start).initial_timesteps for start in (None, "digits")] == [2, 40]
+    assert [recipe_for("digits", name, teacher=teacher)["steps"] for name in ("cd", "scd")] == [600, 600] and recipe_for("digits", "diffusion")["steps"] == 1600
     assert make("ect").stages == 6 and make("scd", teacher=teacher).learn_weight is False
 
 
@@ -161,6 +162,7 @@ def test_teachers_that_do_not_fit(teacher, tmp_path):
     with pytest.raises(ValueError, match="must be a diffusion model, but digits was trained with the objective ict"): teacher_network("digits", DIGITS)
     with pytest.raises(ValueError, match="does not fit the data: its in_channels is 1"): teacher_network(teacher, DIGITS | {"shape": [3, 8, 8]})
     with pytest.raises(ValueError, match="its num_classes is 10, the data needs None"): teacher_network(teacher, DIGITS | {"num_classes": None})
+    with pytest.raises(ValueError, match=r"makes images of shape \[1, 8, 8\], the data has \[1, 16, 16\]"): teacher_network(teacher, DIGITS | {"shape": [1, 16, 16]})
     net = trained_network("digits", DIGITS)
     save_pretrained(net, tmp_path)          # without notes, and trained with all labels
     assert type(teacher_network(tmp_path, DIGITS)) is type(net) and isinstance(teacher_network(teacher, DIGITS, 2.), Guided)

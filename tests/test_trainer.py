@@ -45,10 +45,10 @@ from consistency_models import (
     ContinuousConsistencyTraining,
     ImprovedConsistencyTraining,
     Trainer,
-    continuous,
     ema_decay_rate_schedule,
     from_pretrained,
     guided,
+    path_derivative,
     pseudo_huber_loss,
     squared_error,
     update_ema_model_,
@@ -602,15 +602,15 @@ class Answers(ContinuousConsistencyTraining):
 
 @slow
 @needs_compiler
-def test_a_compiled_network_drops_the_same_where_its_derivative_is_taken(monkeypatch):
+def test_a_compiled_network_drops_the_same_where_its_derivative_is_taken():
     """The derivative passes by what was compiled; both must draw the same."""
-    known, plain = [], continuous.along_the_path
+    known = []
     def noted(*args, **kwargs):
-        found = plain(*args, **kwargs)
+        found = path_derivative(*args, **kwargs)
         known.append(found[0])
         return found
-    monkeypatch.setattr(continuous, "along_the_path", noted)
-    trainer = run(make_trainer(net=Dropped, objective=Answers(), steps=2, compile=True))
+    trainer = run(make_trainer(net=Dropped, objective=Answers(derivative=noted), steps=2,
+        compile=True))
     assert all(map(torch.equal, trainer.objective.answers, known)) and len(known) == 2
     assert not torch.equal(*(k > 1e5 for k in known))
 
@@ -1041,6 +1041,19 @@ def test_a_first_call_that_adds_something_for_good_is_refused_before_a_step():
     with pytest.raises(ValueError, match="call it once, as net.x, sigma.*table"): run(trainer)
     assert trainer.step == 0 and torch.equal(trainer.net.layer.weight, before)
     assert run(make_trainer(net=lambda: trainer.net, steps=2)).step == 2
+
+
+class Narrow(Layer):
+    """A network that leaves out a value"""
+    def forward(self, x, sigma): return super().forward(x, sigma)[:, :1]
+
+
+@pytest.mark.parametrize("objective", [ICT, ContinuousConsistencyTraining()], ids=["iCT", "sCT"])
+def test_a_network_whose_answer_has_another_shape_is_refused_before_a_step(objective):
+    trainer = make_trainer(net=Narrow, objective=objective)
+    with pytest.raises(ValueError, match=r"must return a tensor of the shape of x, \(16, 2\), got"):
+        next(trainer.train())
+    assert trainer.step == 0
 
 
 class Silent(ImprovedConsistencyTraining):
