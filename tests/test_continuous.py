@@ -30,10 +30,11 @@ from consistency_models import (
     path_derivative,
     path_difference,
     two_moons,
+    update_ema_model_,
 )
 from consistency_models.consistency_training import Levels, consistency_pair
 from consistency_models.continuous import LearnedWeight, tangent
-from consistency_models.utils import pad_dims_like, random_state, replay
+from consistency_models.utils import average_of, pad_dims_like, random_state, replay
 
 slow = pytest.mark.slow
 MEAN, STD = 0.3, 0.5
@@ -207,12 +208,17 @@ def test_the_learned_weight_is_best_at_the_logarithm_of_the_loss():
 @slow
 @pytest.mark.parametrize("name", ["sCT", "sCD"])
 def test_a_trained_network_is_within_five_per_cent_of_the_exact_answers(name):
-    """An MLP that learns the consistency function of N(0.3, 0.5^2) in two dimensions."""
-    net, steps = MLP(2, width=32, depth=1), 1500
-    training = (ContinuousConsistencyTraining() if name == "sCT"
-                else ContinuousConsistencyDistillation(gaussian_denoiser))
+    """
+    An MLP that learns the consistency function of N(0.3, 0.5^2) in two dimensions. With the noise of
+    the samples two values are too few to be normalized: the network would be off by a tenth.
+    """
+    net, steps = MLP(2, width=32, depth=1), 3000
+    settings = {"lognormal_mean": -0.5, "derivative": path_difference}
+    training = (ContinuousConsistencyTraining(normalize=False, **settings) if name == "sCT"
+                else ContinuousConsistencyDistillation(gaussian_denoiser, **settings))
     training.attach(net)
-    optimizer = torch.optim.Adam([*net.parameters(), *training.parameters()], 5e-3, (0.9, 0.99), fused=True)
+    average = average_of(net)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3, (0.9, 0.99), fused=True)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for k in range(steps):
         output = training.step(net, MEAN + STD * torch.randn(512, 2), k, steps)
@@ -220,10 +226,11 @@ def test_a_trained_network_is_within_five_per_cent_of_the_exact_answers(name):
         training.loss(output).mean().backward()
         optimizer.step()
         decay.step()
+        update_ema_model_(average, net, min(0.99, (k + 1) / (k + 10)))
     for sigma in LEVELS:
         noisy = MEAN + STD * gaussian(4000, 2, seed=1) + sigma * gaussian(4000, 2, seed=2)
         exact = gaussian_consistency_function(noisy, sigma, MEAN, STD)
-        assert relative_error(consistency_function(net)(noisy, sigma), exact) < 0.05
+        assert relative_error(consistency_function(average)(noisy, sigma), exact) < 0.05
 
 
 # Keeps its promises
