@@ -92,7 +92,7 @@ class ContinuousConsistencyTraining(Objective):
     lognormal_std: float = 2. # standard deviation of $\ln\sigma$; 1.4 in the paper
     warmup: float = 0.5 # share of the run after which the tangent counts in full
     normalize: bool = True # bound the length of each sample's tangent
-    learn_weight: bool = True # weight the noise levels by how well they are learned
+    learn_weight: bool = False # weight the noise levels by how well they are learned; on in the paper
     derivative: Callable = path_derivative # or `path_difference`
     distance: Callable = squared_error # of the network's output and where it should move
 
