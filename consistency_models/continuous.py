@@ -6,6 +6,7 @@
 __all__ = ['path_derivative', 'path_difference', 'ContinuousConsistencyTraining', 'ContinuousConsistencyDistillation']
 
 # %% ../nbs/23_continuous.ipynb #54be7b3d
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ from .networks import NoiseEmbedding, zero_init
 from .parameterization import noise_conditioning, wrong_output
 from .utils import (
     bare_network, pad_dims_like, randn_like, random_state, replay)
+
+# %% ../nbs/23_continuous.ipynb #f3afe1e0
+# torch's own use of what it deprecates, told at the first forward derivative of a program
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 # %% ../nbs/23_continuous.ipynb #9d75d4d2
 def path_derivative(
