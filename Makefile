@@ -16,7 +16,7 @@ help: ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch .venv/done
 
-demo: .venv/done ## train on real digits, sample, edit, measure; pictures in demo/
+demo: .venv/done ## train on real digits, distill, sample, edit, measure; pictures in demo/
 	$(BIN)/consistency-models demo
 
 test: .venv/done ## what CI runs: export, clean, notebooks, pytest with a browser
