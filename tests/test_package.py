@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from test_project import FILES, ROOT, relative, settings
 
+MODELS = {"digits", "mnist", "mnist-continuous", "mnist-diffusion", "mnist-distilled", "mnist-easy", "shapes"}
+
 NOTEBOOKS = ["index.ipynb", "34_pretrained.ipynb"]
 pytestmark = pytest.mark.slow
 INSIDE = [relative(p) for p in FILES if relative(p).startswith("consistency_models/")]
@@ -85,7 +87,7 @@ def test_package_comes_from_the_wheel(installed, tmp_path):
     output = run(installed, "-c", program, cwd=tmp_path, env=clean_environment())
     file, version, digits, *names = output.split()
     assert file.startswith(str(installed.parent.parent)) and version == settings()["version"]
-    assert digits == "1797" and set(names) == {"digits", "mnist", "shapes"}
+    assert digits == "1797" and set(names) == MODELS
 
 
 def test_command_of_the_wheel_samples(installed, tmp_path):
