@@ -38,7 +38,7 @@ def path_derivative(
     **kwargs, # for the network
 ) -> tuple[Tensor, Tensor]: # $F$ and $dF/d\ln\sigma$, shape of `x`
     "A network's answer, and how fast it changes along the path, by one forward derivative"
-    net = bare_network(net)             # not the parallel one, whose calls must each have a gradient
+    net = bare_network(net)             # neither parallel nor compiled
     tangents = (pad_dims_like(sigma, x) * slope).to(x.dtype), sigma
     off = torch.autocast(x.device.type, enabled=False)
     with torch.no_grad(), off, sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
