@@ -254,10 +254,13 @@ def main():
                 rates = {r["method"]: r["rate"] for r in equal}
                 rates["diffusion"] = kept["diffusion"][data]
                 amount = statistics.median(r["seconds"] for r in equal if r["method"] == "ict")
+                for r in equal:     # those runs of ict are what the seconds are counted by
+                    if r["method"] == "ict" and r["seed"] in seeds:
+                        store(options.out, r | {"budget": budget}, None, data, keep, root)
             jobs = [pool.submit(prepare, data, budget, amount, s, keep, root, rates) for s in seeds]
             rate = statistics.median(job.result() for job in jobs)
             jobs = [pool.submit(run, data, m, budget, amount, s, keep, root, rates)
-                    for s in seeds for m in options.methods]
+                    for s in seeds for m in options.methods if (m, budget) != ("ict", "seconds")]
             for job in as_completed(jobs): store(options.out, job.result(), rate, data, keep, root)
 
 
