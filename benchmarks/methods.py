@@ -50,7 +50,7 @@ from consistency_models import (
     two_moons,
 )
 from consistency_models.data import open_data
-from consistency_models.metrics import reference_distance
+from consistency_models.metrics import real_pairs
 from consistency_models.recipes import OBJECTIVES
 
 COST = {"diffusion": 1, "ct": 2, "ict": 2, "cd": 4, "ect": 2, "sct": 3, "scd": 4}     # of a step
@@ -205,7 +205,8 @@ def reference(data, keep, root):
     """The distance of two sets of real data"""
     x, real, labels, _ = load(data, root)
     if data == "moons": return energy_distance(moons(4000, 2), real)
-    values = reference_distance(real, judge_of(data, keep, x, labels).features)
+    features = judge_of(data, keep, x, labels).features
+    values = [frechet_distance(a, b, features) for a, b, _ in real_pairs(real, real)]
     return sum(values) / len(values)
 
 

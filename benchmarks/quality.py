@@ -39,7 +39,7 @@ from consistency_models import (
     train_classifier,
     update_ema_model_,
 )
-from consistency_models.metrics import reference_distance
+from consistency_models.metrics import real_pairs
 from consistency_models.pretrained import sample
 from consistency_models.trainer import learning_rate
 
@@ -119,7 +119,8 @@ def run(case, steps, seed, threads):
 def real_halves():
     """The distance of two halves of the real digits, which sampling alone causes"""
     images, labels = load_digits()
-    return statistics.mean(reference_distance(images, train_classifier(images, labels).features))
+    features = train_classifier(images, labels).features
+    return statistics.mean(frechet_distance(a, b, features) for a, b, _ in real_pairs(images, images))
 
 
 def measure(steps, seeds, threads):

@@ -23,25 +23,29 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from .checks import check_integer
-from .data import open_data
+from .avatars import count_avatars
+from .checkpoints import checkpoints_in
+from .data import describe, is_folder, load_avatars, open_data
 from .demo import check_folder, demo
 from .editing import inpaint, preset_mask
-from .metrics import measure, print_table, recognition_rate, train_classifier
+from .metrics import (
+    inception_features, measure, nearest, print_table, recognition_rate, train_classifier)
 from .pictures import read_image, refuse_foreign_picture, save_grid
 from .pretrained import (
     class_labels, load_image_model, num_classes_of, refuse_foreign_files)
 from .pretrained import sample as draw
-from .recipes import make_trainer, recipe_for, save_run
+from .recipes import (
+    make_objective, make_trainer, plan, recipe_for, save_run)
 from .trainer import new_accelerator
 from .watching import progress
 
 
 # %% ../nbs/45_cli.ipynb #8ca479e5
 def train(
-    data:str="digits", # digits, shapes, a set of torchvision such as MNIST, or a folder of images
+    data:str="digits", # digits, avatars, a set of torchvision such as MNIST, or a folder of images
     out:str|None=None, # folder for checkpoints and weights; runs/NAME or NAME-OBJECTIVE if not given
-    objective:str="ict", # the method: diffusion, ct, ict, cd, ect, sct or scd
-    teacher:str|None=None, # for cd and scd, a diffusion model: a bundled name, folder or repository
+    objective:str="cd", # the method: diffusion, ct, ict, cd, ect, sct or scd
+    teacher:str|None=None, # for cd and scd, a diffusion model; trained first if not given
     guidance:float|None=None, # weight of the labels in the teacher's answers; 1 if not given
     steps:int|None=None, # optimizer steps; each data set has a recipe for what is not given
     seed:int=0, # of the weights, the batches and the noise
@@ -51,41 +55,90 @@ def train(
     learning_rate:float|None=None, # peak of the learning rate
     final_timesteps:int|None=None, # noise levels at the end, of ct, ict and cd; must fit the steps
     precision:str|None=None, # no, bf16 or fp16; the recipe's, else accelerate's, if not given
+    channels:str|None=None, # of the network at each resolution, with commas; by size if not given
+    patch:int|None=None, # blocks of so many pixels become channels; by size if not given
     size:int|None=None, # width and height of the images
+    labels:bool=False, # of a folder: are its subfolders classes?
+    gray:bool=False, # of a folder: without color
+    mirror:bool=False, # of a folder: each image also with left and right exchanged
+    hold_out:float=0.1, # of a folder: share of the images that is kept from training, to measure by
     root:str="data", # where torchvision's files are, or go
     tracker:str|None=None, # such as tensorboard
     start:str|None=None, # trained weights to go on from, as for teacher; the teacher's for cd, scd
+    only_plan:bool=False, # say what network it would be, how large and how slow, and stop
 ):
     "Train a consistency model, or a diffusion model; the weights end in OUT/model.safetensors"
+    given = {k: v for k, v in locals().items()
+             if k not in ("out", "checkpoint_every", "resume", "root", "tracker", "only_plan")}
+    folder = _run_folder(out, data, objective)
+    alone = objective not in ("cd", "scd") or teacher is not None
+    if not alone: teacher = str(folder / "teacher")
+    widths = tuple(check_integer(c, "channels", 1) for c in _numbers(channels)) if channels else None
     changes = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate,
                    final_timesteps=final_timesteps, precision=precision, teacher=teacher,
-                   guidance=guidance)
-    recipe, folder = recipe_for(data, objective, **changes), _run_folder(out, data, objective)
-    refuse_foreign_files(folder)                        # at the end is too late
+                   guidance=guidance, channels=widths, patch=patch)
+    recipe = recipe_for(data, objective, **changes)
+    check_folder(folder, "be a folder")                 # at the end is too late
+    refuse_foreign_files(folder)
+    if not alone:                       # one command for both, the teacher and its student
+        make_objective(recipe, 1., lambda x, sigma: x)  # is the student possible?
+        _train_teacher(teacher, resume, given | dict(root=root, tracker=tracker,
+                       checkpoint_every=checkpoint_every, only_plan=only_plan))
+        start = None
+        if only_plan: return
     accelerator = new_accelerator(recipe["precision"], tracker, folder)
-    with accelerator.local_main_process_first(): images = open_data(data, size, root)
-    trainer = make_trainer(images, recipe, seed, start, out=folder, tracker=tracker,
-                           checkpoint_every=checkpoint_every, accelerator=accelerator)
-    if resume and not trainer.resume():
+    opened = dict(channels=1 if gray else 3, labels=labels, mirror=mirror)
+    if is_folder(data): opened["hold_out"] = hold_out
+    with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
+    trainer = make_trainer(images, recipe, seed, start, out=None if only_plan else folder,
+                           tracker=tracker, checkpoint_every=checkpoint_every,
+                           accelerator=accelerator)
+    if resume and not trainer.resume() and alone:
         raise ValueError(f"there is no checkpoint in {folder} to resume from")
+    _say_plan(trainer)
+    if only_plan: return
     for state in progress(trainer.train()): pass
     if not trainer.accelerator.is_main_process: return
-    method = None if objective == "ict" else objective
-    given = {"data": data, "objective": method, "seed": seed, "size": size, "start": start} | changes
-    save_run(trainer, folder, data, recipe, _command("train", given))
+    notes = {"opened": opened} if is_folder(data) else {}
+    save_run(trainer, folder, data, recipe, _command(train, given), **notes)
     print(f"the weights are in {folder}/model.safetensors")
+
+def _train_teacher(place:str, resume:bool, given:dict):
+    "Train the diffusion model of a student that has none, or go on with it, or leave it as it is"
+    if (Path(place) / "model.safetensors").exists():
+        if resume: return
+        raise ValueError(f"{place} holds a model already; go on with --resume, "
+                         f"or name it: --teacher {place}")
+    steps = given["steps"] and round(given["steps"] * 7 / 3)      # the shares of the recipes
+    train(**given | dict(out=place, objective="diffusion", teacher=None, guidance=None, steps=steps,
+                         final_timesteps=None, resume=resume and bool(checkpoints_in(Path(place)))))
+
+def _say_plan(trainer):
+    "Print size, time and memory of a run"
+    found = plan(trainer)
+    if not trainer.accelerator.is_main_process: return
+    net, shape = trainer.net.config, describe(trainer.data)["shape"]
+    classes = f", {net['num_classes']} classes" if net["num_classes"] else ""
+    print(f"{len(trainer.data):,} images, {' x '.join(map(str, shape))}{classes}; a U-Net with channels "
+          f"{net['channels']} and patch {net['patch']}, {found['weights'] / 1e6:.1f} million weights\n"
+          f"a step of {trainer.batch_size}: {found['seconds']:.2g} s, {found['gigabytes']:.1f} GB; "
+          f"{trainer.steps - trainer.step:,} steps: {found['hours'] * 60:,.0f} minutes")
 
 def _run_folder(out:str|None, data:str, objective:str) -> Path:
     "The folder of a run; named after the data and the method if none was asked for"
     if out: return Path(out).expanduser()
     name = Path(os.path.abspath(os.path.expanduser(data))).name
-    return Path("runs", name if objective == "ict" else f"{name}-{objective}")
+    return Path("runs", name if objective == "cd" else f"{name}-{objective}")
 
-def _command(name:str, given:dict) -> str:
+def _command(command, given:dict) -> str:
     "What to type to call a command with these options"
-    options = [part for k, v in given.items() if v is not None
-               for part in (f"--{k.replace('_', '-')}", str(v))]
-    return shlex.join(["consistency-models", name, *options])
+    usual = {k: p.default for k, p in signature(command).parameters.items()}
+    options = []
+    for k, v in given.items():
+        if v == usual[k] and k not in ("data", "seed"): continue
+        option = f"--{k.replace('_', '-')}"
+        options += [option] if v is True else [option, str(v)]
+    return shlex.join(["consistency-models", command.__name__, *options])
 
 # %% ../nbs/45_cli.ipynb #d04d882b
 def _numbers(text:str) -> list[float]:
@@ -160,36 +213,81 @@ def edit(
 
 # %% ../nbs/45_cli.ipynb #3fe55fd7
 def evaluate(
-    model:str, # a bundled checkpoint, a folder, or a repository, of a model with classes
-    data:str|None=None, # digits, shapes, or a set of torchvision; that of its training if not given
+    model:str, # a bundled checkpoint, a folder, or a repository of the Hub
+    data:str|None=None, # digits, avatars, a set of torchvision, or a folder; that of its training if not given
     root:str="data", # where torchvision's files are, or go
     seeds:int=3, # sampling seeds
     second:float=0.8, # noise level of the second of two steps
+    inception:bool=False, # the features of FID in place of those of a classifier trained here
+    neighbors:str|None=None, # picture to write: samples, and below each the nearest training image
 ):
     "Measure the samples of a checkpoint against real images"
     if not 0.002 <= second < 80:
         raise ValueError("second must be a noise level from 0.002 to below 80, that of the first "
                          f"step, got {second}")
+    path = neighbors and _picture_to_write(neighbors, neighbors)
     net, seeds = load_image_model(model), check_integer(seeds, "seeds", 1)
-    if not num_classes_of(net):
-        raise ValueError(f"{model} has no classes; evaluate asks for classes and counts how often "
-                         "they are recognized")
-    name, device = data or net.notes.get("recipe", {}).get("data"), next(net.parameters()).device
+    name = data or net.notes.get("recipe", {}).get("data")
     if not name: raise ValueError(f"{model} does not say what it was trained on; give --data")
-    parts = [open_data(name, net.notes["shape"][-1], root, part) for part in (True, False)]
-    if not all(isinstance(d, TensorDataset) and len(d.tensors) == 2 for d in parts):
-        raise ValueError(f"{name} has no classes, or is too large for the memory; "
-                         "evaluate needs images with classes")
-    (training, classes), (images, labels) = ([t.to(device) for t in d.tensors] for d in parts)
-    if list(images.shape[1:]) != net.notes["shape"]:
-        raise ValueError(f"{model} makes images of shape {net.notes['shape']}, "
-                         f"{name} has {list(images.shape[1:])}")
-    judge = train_classifier(training, classes, 800 if len(training) < 10_000 else 3000)
+    training, classes, images, labels = _real_images(net, name, data is None, root)
+    judge = _judge(name, training, classes, images, labels, inception)
+    samples = partial(draw, net, len(images), labels=labels)
+    named = None if inception or name == "avatars" else labels
+    rows = measure(samples, images, named, training, judge, seeds, second)
+    if name == "avatars": rows |= _counts(samples, images, labels, seeds, second)
+    print_table(rows)
+    if path:
+        x = samples(sigmas=(80., second), seed=0)[:10]
+        save_grid(torch.cat([x, training[nearest(x, training)[0]]]), path, len(x))
+        print(f"ten samples, and below each the nearest training image, are in {path}")
+
+def _real_images(net, name:str, own:bool, root:str) -> tuple:
+    "Images for training, their classes, others, and theirs; classes are `None` if `net` has none"
+    shape, folder, device = net.notes["shape"], {}, next(net.parameters()).device
+    if is_folder(name):
+        folder = dict(channels=shape[0], labels=num_classes_of(net) > 0)
+        if own: folder |= net.notes.get("opened", {})
+    sets = [open_data(name, shape[-1], root, part, **folder) for part in (True, False)]
+    if not all(isinstance(d, TensorDataset) for d in sets):
+        raise ValueError(f"{name} is too large for the memory")
+    (training, *y), (images, *z) = ([t.to(device) for t in d.tensors] for d in sets)
+    if list(images.shape[1:]) != shape:
+        raise ValueError(f"the model makes images of shape {shape}, {name} has "
+                         f"{list(images.shape[1:])}")
+    if num_classes_of(net) and not y:
+        raise ValueError(f"the model has classes, but {name} has none")
+    if torch.equal(training, images): training = images             # there is no other part
+    return (training, y[0], images, z[0]) if num_classes_of(net) else (training, None, images, None)
+
+def _judge(name:str, training:Tensor, classes, images:Tensor, labels, inception:bool):
+    "What images are compared by: a classifier, or the features of Inception"
+    if inception: return inception_features(training.device)
+    steps = 800 if len(training) < 10_000 else 3000
+    what = "tells the classes of"
+    if name == "avatars":
+        what = "reads all attributes of"
+        classes, labels = (load_avatars(part)[2].to(training.device) for part in (True, False))
+    elif classes is None:
+        what = "tells how one has turned"
+        (training, classes), (images, labels) = map(_turned, (training, images))
+    judge = train_classifier(training, classes, steps)
     right = recognition_rate(images, labels, judge)
-    print(f"the judge is right on {right:.1%} of {len(images)} real images"
-          + " (its own training images)" * (name == "digits"))
-    samples = partial(draw, net, len(labels), labels=labels)
-    print_table(measure(samples, images, labels, training, judge, seeds, second))
+    print(f"the judge {what} the images and is right on {right:.1%} of {len(images)} real ones"
+          + " (its own training images)" * (training is images))
+    return judge
+
+def _turned(images:Tensor) -> tuple[Tensor, Tensor]:
+    "Images in four directions, and how often each was turned by 90 degrees"
+    turned = torch.cat([images.rot90(k, (2, 3)) for k in range(4)])
+    return turned, torch.arange(4, device=images.device).repeat_interleave(len(images))
+
+def _counts(samples, images:Tensor, labels, seeds:int, second:float) -> dict:
+    "What is counted on avatars, of real ones and of samples"
+    draws = lambda sigmas: [samples(sigmas=sigmas, seed=s) for s in range(seeds)]
+    sets = {"real": [images], "one step": draws((80.,)), "two steps": draws((80., second))}
+    counted = {name: [count_avatars(x, labels) for x in drawn] for name, drawn in sets.items()}
+    return {f"{key.replace('_', ' ')}, {name}, %": [100 * c[key] for c in counts]
+            for key in counted["real"][0] for name, counts in counted.items()}
 
 # %% ../nbs/45_cli.ipynb #b59b3c68
 COMMANDS = {f.__name__: f for f in (train, sample, edit, evaluate, demo)}

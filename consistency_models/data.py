@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from .avatars import avatar_classes, draw_avatars
-from .checks import check_floating, check_integer
+from .checks import check_floating, check_integer, check_number
 from .pictures import FORMATS, OTHER_FORMATS, picture_to_tensor, read_image
 from .utils import randn_like
 
@@ -176,16 +176,17 @@ def _class_label(label) -> int|Tensor:
 
 # %% ../nbs/10_data.ipynb #2446d664
 class ImageFolder(Dataset):
-    "All images in a folder and its subfolders, in [-1, 1], of shape `(channels, size, size)`"
+    "All images in a folder and its subfolders, in [-1, 1]; with labels, pairs of image and class"
     def __init__(self,
         path:str|Path, # the folder
         size:int=32, # width and height in pixels
         channels:int=3, # 3 for color, 1 for gray
+        labels:bool=False, # are the subfolders classes?
     ):
-        self.size = check_integer(size, "size", 1)
+        self.size, path = check_integer(size, "size", 1), Path(path).expanduser()
         if channels not in (1, 3): raise ValueError(f"channels must be 1 or 3, got {channels}")
         self.channels = channels
-        found = _visible_files(Path(path).expanduser())
+        found = _visible_files(path)
         self.files = sorted(f for f in found if f.suffix.lower() in FORMATS)
         others = sorted(f for f in found if f.suffix.lower() in OTHER_FORMATS)
         left_out = f"{len(others)} of other kinds, such as {others[0]}" if others else ""
@@ -195,11 +196,13 @@ class ImageFolder(Dataset):
         if others:
             warnings.warn(f"of the pictures in {path}, {left_out}, are left out; "
                           "save them as PNG or JPEG to use them", stacklevel=2)
+        self.classes, self.labels = _subfolders(self.files, path) if labels else ([], None)
 
     def __len__(self) -> int: return len(self.files)
 
-    def __getitem__(self, i:int) -> Tensor:
-        return read_image(self.files[i], self.channels, self.size, self.size)
+    def __getitem__(self, i:int) -> Tensor|tuple[Tensor, int]:
+        image = read_image(self.files[i], self.channels, self.size, self.size)
+        return image if self.labels is None else (image, self.labels[i])
 
 # %% ../nbs/10_data.ipynb #c8d1f06a
 _NOT_OURS = "__MACOSX", "@eaDir", "$RECYCLE.BIN"       # folders of systems, besides hidden ones
@@ -216,6 +219,16 @@ def _visible_files(folder:Path) -> list[Path]:
         if real not in seen: found += [Path(where, n) for n in names if visible(n)]
         seen.add(real)
     return found
+
+def _subfolders(files:list[Path], path:Path) -> tuple[list[str], list[int]]:
+    "The names of the classes, and the class of each file"
+    places = [file.relative_to(path).parts for file in files]
+    loose = [file for file, place in zip(files, places) if len(place) == 1]
+    if loose:
+        raise ValueError(f"with labels every picture must lie in the subfolder of its class, "
+                         f"but {loose[0]} does not")
+    names = sorted({first for first, *_ in places})
+    return names, [names.index(first) for first, *_ in places]
 
 # %% ../nbs/10_data.ipynb #9c35b261
 def measure_sigma_data(
@@ -253,29 +266,39 @@ def _some_samples(data, n:int) -> Tensor:
 _CLEAR = ValueError, OSError, ImportError, MemoryError, torch.cuda.OutOfMemoryError
 
 def open_data(
-    name:str, # `digits`, `shapes`, a class of `torchvision.datasets` such as `MNIST`, or a folder
+    name:str, # `digits`, `avatars`, a class of `torchvision.datasets` such as `MNIST`, or a folder
     size:int|None=None, # width and height; that of the data if `None` (32 for a folder)
     root:str="data", # folder for torchvision's files
     train:bool=True, # the training part, or the test part where there is one
+    **folder, # for a folder: `channels`, `labels`, `mirror` and `hold_out` of `open_folder`
 ) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
     "A data set by its name or folder"
-    if name == "avatars":
-        if size not in (None, 16): raise ValueError("the avatars are 16 by 16 and have no other size")
-        return TensorDataset(*load_avatars(train)[:2])
-    if name == "digits":
-        if size not in (None, 8): raise ValueError("the digits are 8 by 8 and have no other size")
-        return TensorDataset(*load_digits())
+    if is_folder(name): return open_folder(name, size or 32, train=train, **folder)
+    if given := [k for k, v in folder.items() if v != _FOLDER[k]]:
+        raise ValueError(f"{given[0]} is for a folder of images, and {name} is none")
     if name == "shapes":
         n, seed = (20_000, 0) if train else (4_000, 1)
         return TensorDataset(*color_shapes(n, size or 32, torch.Generator().manual_seed(seed)))
-    folder = Path(name).expanduser()
-    if folder.is_dir(): return in_memory(ImageFolder(folder, size or 32))
-    if len(folder.parts) != 1 or name.startswith("."):
+    if name in _SETS:
+        known, load = _SETS[name]
+        if size not in (None, known):
+            raise ValueError(f"the {name} are {known} by {known} and have no other size")
+        return TensorDataset(*load(train))
+    if len(Path(name).expanduser().parts) != 1 or name.startswith("."):
         raise ValueError(f"there is no folder {name}")
     try: return in_memory(_downloaded(name, root, train, size))
     except _CLEAR: raise
     except Exception as e:       # over files and downloads torchvision raises anything
         raise ValueError(f"{name}: {str(e) or type(e).__name__}") from e
+
+def is_folder(
+    name:str, # as for `open_data`
+) -> bool: # and not the name of a set
+    "Does a name of data mean a folder?"
+    return name not in _SETS and Path(name).expanduser().is_dir()
+
+_SETS = {"digits": (8, lambda train: load_digits()),
+         "avatars": (16, lambda train: load_avatars(train)[:2])}
 
 def _downloaded(name:str, root:str, train:bool, size:int|None) -> Dataset:
     "A data set of torchvision, fetched where it is missing or not whole"
@@ -284,6 +307,34 @@ def _downloaded(name:str, root:str, train:bool, size:int|None) -> Dataset:
     except RuntimeError as e:
         if "download" not in str(e): raise
     return torchvision_dataset(name, root, train, size=size)
+
+# %% ../nbs/10_data.ipynb #c6ebe265
+_FOLDER = dict(channels=3, labels=False, mirror=False, hold_out=0.)     # what is taken if not given
+
+def open_folder(
+    path:str|Path, # the folder
+    size:int=32, # width and height
+    channels:int=3, # 3 for color, 1 for gray
+    labels:bool=False, # are the subfolders classes?
+    mirror:bool=False, # a second time, mirrored?
+    hold_out:float=0., # share of the pictures that is kept from training
+    train:bool=True, # the others, or those; all in both cases if none is held out
+) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
+    "The pictures of a folder, for training or held out"
+    images, share = ImageFolder(path, size, channels, labels), check_number(hold_out, "hold_out", 0, 0.9)
+    held = [math.floor((i + 1) * share) > math.floor(i * share) for i in range(len(images))]
+    chosen = [i for i, out in enumerate(held) if out != train or not any(held)]
+    data = in_memory(Subset(images, chosen))
+    return in_memory(_Mirrored(data)) if mirror and train else data
+
+class _Mirrored(Dataset):
+    "Each image twice, the second time with left and right exchanged"
+    def __init__(self, data:Dataset): self.data = data
+    def __len__(self) -> int: return 2 * len(self.data)
+    def __getitem__(self, i:int):
+        image, *label = _image_and_class(self.data[i // 2], i // 2)
+        image = image.flip(-1) if i % 2 else image
+        return (image, *label) if label else image
 
 # %% ../nbs/10_data.ipynb #ae5bc654
 def in_memory(

@@ -157,36 +157,44 @@ def _check_number(samples:int, num_features:int):
 
 # %% ../nbs/30_metrics.ipynb #bd0b71d9
 class Classifier(nn.Module):
-    "A small convolutional classifier of images; `features(x)` gives 64 values for each image"
+    "A small convolutional classifier of images; `features(x)` gives `width` values for each image"
     def __init__(self,
         shape:tuple=(1, 8, 8), # of an image: channels, height, width
-        num_classes:int=10, # number of classes
+        num_classes:int|tuple=10, # number of classes; of each attribute, if there are several
+        width:int=64, # number of features
     ):
         super().__init__()
-        (channels, height, width), c = shape, 32
+        self.sizes = num_classes if isinstance(num_classes, tuple) else (num_classes,)
+        (channels, h, w), c = shape, 32
         layers = [nn.Conv2d(channels, c, 3, padding=1), nn.ReLU()]
-        while height > 4 and width > 4:
+        while h > 4 and w > 4:
             layers += [nn.Conv2d(c, 64, 3, stride=2, padding=1), nn.ReLU()]
-            c, height, width = 64, -(-height // 2), -(-width // 2)
+            c, h, w = 64, -(-h // 2), -(-w // 2)
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2),
-                                  nn.Linear(c * height * width, 64), nn.ReLU())
-        self.head = nn.Linear(64, num_classes)
+                                  nn.Linear(c * h * w, width), nn.ReLU())
+        self.head = nn.Linear(width, sum(self.sizes))
 
     def features(self, x:Tensor) -> Tensor:
-        "64 values for each image"
+        "What the last layer decides by, shape `(batch, width)`"
         return self.body(x.to(self.head.weight.dtype))
 
-    def forward(self, x:Tensor) -> Tensor: return self.head(self.features(x))
+    def forward(self, x:Tensor) -> Tensor:
+        "Logits of the classes; those of several attributes side by side"
+        return self.head(self.features(x))
 
 # %% ../nbs/30_metrics.ipynb #92c5ec32
 def _fit_classifier(images:Tensor, labels:Tensor, steps:int, rate:float) -> Classifier:
     "Train a classifier with one learning rate"
-    classifier = Classifier(images.shape[1:], int(labels.max()) + 1).to(images.device)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=0.01)
+    sizes = tuple((labels.amax(0) + 1).reshape(-1).tolist())
+    classifier = Classifier(images.shape[1:], sizes, 64 if len(sizes) == 1 else 256)
+    optimizer = torch.optim.AdamW(classifier.to(images.device).parameters(), lr=rate,
+                                  weight_decay=0.01)
     for _ in range(steps):
         i = torch.randint(0, len(images), (128,), device=images.device)
         noisy = images[i] + 0.1 * torch.randn_like(images[i])
-        loss = F.cross_entropy(classifier(noisy), labels[i])
+        answers = classifier(noisy).split(sizes, 1)
+        columns = labels[i].reshape(len(i), -1).unbind(1)
+        loss = sum(F.cross_entropy(a, y) for a, y in zip(answers, columns))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -195,7 +203,7 @@ def _fit_classifier(images:Tensor, labels:Tensor, steps:int, rate:float) -> Clas
 # %% ../nbs/30_metrics.ipynb #83fa7974
 def train_classifier(
     images:Tensor, # images in [-1, 1], shape `(n, channels, height, width)`
-    labels:Tensor, # their classes, shape `(n,)`
+    labels:Tensor, # their classes, shape `(n,)`, or several attributes, shape `(n, k)`
     steps:int=800, # optimizer steps
     seed:int=0, # makes the result repeatable
 ) -> Classifier: # in evaluation mode, on the device of `images`
@@ -205,7 +213,8 @@ def train_classifier(
         raise ValueError("images must have shape (n, channels, height, width), "
                          f"got {tuple(images.shape)}")
     some = torch.linspace(0, len(labels) - 1, min(2000, len(labels))).long().to(labels.device)
-    chance = labels[some].bincount().max().item() / len(some)   # of all classes, however sorted
+    columns = labels[some].reshape(len(some), -1).T
+    chance = sum(c.bincount().max().item() for c in columns) / columns.numel()   # by always the same
     for rate in (2e-3, 1e-3, 5e-4, 2.5e-4):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -220,7 +229,7 @@ def train_classifier(
 @torch.no_grad()
 def recognition_rate(
     images:Tensor, # samples, shape `(n, channels, height, width)`
-    labels:Tensor, # the classes that were asked for, shape `(n,)`
+    labels:Tensor, # the classes that were asked for, shape `(n,)`, or attributes, `(n, k)`
     classifier:Classifier, # who decides
 ) -> float: # from 0 to 1
     "How often the classifier sees the class that was asked for"
@@ -229,7 +238,9 @@ def recognition_rate(
     if answers.ndim != 2 or len(answers) != len(images) or not answers.isfinite().all():
         raise ValueError(f"the classifier must answer with finite values, shape ({len(images)}, "
                          f"num_classes), got shape {tuple(answers.shape)}, or NaN")
-    return answers.argmax(1).eq(labels).float().mean().item()
+    sizes = getattr(classifier, "sizes", (answers.shape[1],))
+    named = torch.stack([part.argmax(1) for part in answers.split(sizes, 1)], 1)
+    return named.eq(labels.reshape(len(labels), -1)).float().mean().item()
 
 def _check_labels(images:Tensor, labels:Tensor) -> Tensor:
     "The classes in int64, or an error unless each image has one, a whole number from 0"
@@ -237,22 +248,26 @@ def _check_labels(images:Tensor, labels:Tensor) -> Tensor:
     if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
         got = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"labels must be a tensor of whole numbers, got {got}")
-    if labels.shape != images.shape[:1] or labels.min() < 0:
+    if labels.shape[:1] != images.shape[:1] or labels.ndim > 2 or labels.numel() == 0 or labels.min() < 0:
         raise ValueError(f"labels must hold one class, a number from 0, for each of {len(images)} "
                          f"images, got shape {tuple(labels.shape)}, or a class below 0")
     return labels.long()
 
 # %% ../nbs/30_metrics.ipynb #958f45ee
-def reference_distance(
+def real_pairs(
     images:Tensor, # real images, shape `(n, ...)`
-    features, # callable from images to features, shape `(batch, num_features)`
-    splits:int=5, # random halvings
-) -> list[float]: # one distance for each split
-    "Fréchet distances between two random halves of the real images: what sampling alone causes"
-    orders = [torch.randperm(len(images), generator=torch.Generator().manual_seed(s))
-              for s in range(check_integer(splits, "splits", 1))]
-    halves = [order.chunk(2) for order in orders]
-    return [frechet_distance(images[a], images[b], features) for a, b in halves]
+    training:Tensor, # those a model was trained on; the same, if there are no others
+    pairs:int=5, # how many
+) -> list[tuple[Tensor, Tensor, Tensor]]: # two sets, and where the second lies in `images`
+    "Pairs of sets of real images, equally large: two halves, or all and as many for training"
+    found = []
+    for s in range(check_integer(pairs, "pairs", 1)):
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(s))
+        if training is images:
+            a, b = order.chunk(2)
+            found.append((images[a], images[b], b))
+        else: found.append((images, training[order[:len(images)]], torch.arange(len(images))))
+    return found
 
 # %% ../nbs/30_metrics.ipynb #7617cfe8
 def inception_features(
@@ -345,45 +360,50 @@ def consistency_error(
     return errors
 
 # %% ../nbs/30_metrics.ipynb #4bea5569
-def nearest_distance(
+def nearest(
     x:Tensor, # samples, shape `(n, ...)`
     data:Tensor, # what to search, shape `(m, ...)`
-) -> Tensor: # distance of each sample to the nearest member of `data`, shape `(n,)`
-    "Distance to the nearest neighbor; within one set, where `x` is `data`, to the nearest other"
+) -> tuple[Tensor, Tensor]: # place in `data`, shape `(n,)`, and distance, shape `(n,)`
+    "The nearest neighbor of each sample; within one set, where `x` is `data`, the nearest other"
     _check_sets(x, data, ("x", "data"))
-    own, parts = x.shape == data.shape and torch.equal(x, data), []
+    own, places, distances = x.shape == data.shape and torch.equal(x, data), [], []
     for start in range(0, len(x), 1000):
         part = x[start:start + 1000]
         d = torch.cdist(part.flatten(1), data.flatten(1))
         if own: d.diagonal(start).fill_(torch.inf)
-        nearest = data[d.argmin(1)]         # and its distance anew: cdist rounds small ones badly
-        parts.append((part - nearest).flatten(1).norm(dim=1))
-    return torch.cat(parts)
+        places.append(d.argmin(1))          # and its distance anew: cdist rounds small ones badly
+        distances.append((part - data[places[-1]]).flatten(1).norm(dim=1))
+    return torch.cat(places), torch.cat(distances)
 
 # %% ../nbs/30_metrics.ipynb #fe440e0b
 def measure(
-    draw:Callable, # `draw(sigmas=..., seed=...)` gives samples of the classes `labels`
+    draw:Callable, # `draw(sigmas=..., seed=...)` gives `n` samples, of the classes `labels` if any
     images:Tensor, # real images to compare with, shape `(n, ...)`
-    labels:Tensor, # their classes, shape `(n,)`
-    training:Tensor, # the images the model was trained on, shape `(m, ...)`
-    judge:Classifier, # a classifier trained on these
+    labels:Tensor|None, # their classes, shape `(n,)`
+    training:Tensor, # the images the model was trained on, shape `(m, ...)`; `images` if no others
+    judge, # a `Classifier` of these, or features alone, a callable from images
     seeds:int=3, # sampling seeds
     second:float=0.8, # noise level of the second of two steps
-) -> dict[str, list[float]]: # a number for each seed (for each split, of the real halves)
+) -> dict[str, list[float]]: # a number for each seed
     "How good are the samples of a model?"
+    pairs = real_pairs(images, training, seeds)
+    features = getattr(judge, "features", judge)
     def draws(sigmas): return [draw(sigmas=sigmas, seed=s) for s in range(seeds)]
-    seeds = check_integer(seeds, "seeds", 1)
+    def distances(samples):
+        return [frechet_distance(a, x[i.to(x.device)], features)
+                for x, (a, _, i) in zip(samples, pairs)]
     one, two = draws((80.,)), draws((80., second))
-    distance = lambda x: frechet_distance(images, x, judge.features)
-    recognized = lambda x: 100 * recognition_rate(x, labels, judge)
-    typical = nearest_distance(images, training).median()
-    closer = lambda x: 100 * (nearest_distance(x, training) < typical).float().mean().item()
-    return {
-        "distance of two real halves": reference_distance(images, judge.features),
-        "distance, one step": [distance(x) for x in one],
-        "distance, two steps": [distance(x) for x in two],
-        "asked class recognized, one step, %": [recognized(x) for x in one],
-        "closer to training data than real images typically are, %": [closer(x) for x in one]}
+    results = {f"distance of two real sets of {len(pairs[0][0]):,}":
+                   [frechet_distance(a, b, features) for a, b, _ in pairs],
+               "distance, one step": distances(one), "distance, two steps": distances(two)}
+    if labels is not None:
+        for name, samples in (("one step", one), ("two steps", two)):
+            results[f"asked class recognized, {name}, %"] = [
+                100 * recognition_rate(x, labels, judge) for x in samples]
+    typical = nearest(images, training)[1].median()
+    closer = lambda x: 100 * (nearest(x, training)[1] < typical).float().mean().item()
+    name = "closer to training data than real images typically are, %"
+    return results | {name: [closer(x) for x in one]}
 
 # %% ../nbs/30_metrics.ipynb #77614f11
 def print_table(

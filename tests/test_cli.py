@@ -87,7 +87,7 @@ def test_train_leaves_weights_and_a_card_whose_command_gives_them_again(checkpoi
     net = from_pretrained(checkpoint)
     assert net.config["num_classes"] == 10 and net.notes["shape"] == [1, 8, 8]
     command = net.notes["recipe"]["command"]
-    assert command == "consistency-models train --data digits --seed 0 --steps 3 --batch-size 8"
+    assert command == "consistency-models train --data digits --steps 3 --seed 0 --batch-size 8"
     assert main([*command.split()[1:], "--out", str(tmp_path / "again")]) == 0
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), from_pretrained(tmp_path / "again").parameters()))
 
@@ -135,12 +135,12 @@ def test_training_goes_on_from_trained_weights(tmp_path, line):
 def test_a_diffusion_model_is_trained_sampled_and_distilled(teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*TRAIN, "--objective", "cd", "--teacher", teacher, "--guidance", "1.5"]) == 0
-    told = from_pretrained("runs/digits-cd").notes["recipe"]
+    told = from_pretrained("runs/digits").notes["recipe"]
     assert (told["objective"], told["guidance"], told["final_timesteps"]) == ("cd", "1.5", "18")
-    assert told["command"] == shlex.join(["consistency-models", "train", "--data", "digits", "--objective", "cd", "--seed", "0", "--steps", "3",
-                                          "--batch-size", "8", "--teacher", teacher, "--guidance", "1.5"])
+    assert told["command"] == shlex.join(["consistency-models", "train", "--data", "digits", "--teacher", teacher, "--guidance", "1.5",
+                                          "--steps", "3", "--seed", "0", "--batch-size", "8"])
     assert from_pretrained(teacher).notes["recipe"]["objective"] == "diffusion"
-    for model, levels, solver in ((teacher, karras_schedule(18).flip(0), heun_step), ("runs/digits-cd", [80., 0.8], None)):
+    for model, levels, solver in ((teacher, karras_schedule(18).flip(0), heun_step), ("runs/digits", [80., 0.8], None)):
         assert main(["sample", model, "--n", "1", "--out", "x.png"]) == 0
         x = sample(from_pretrained(model), 1, levels, solver=solver)
         torch.testing.assert_close(pixels("x.png")[2:66:8, 2:66:8] / 127.5 - 1, x[0, 0], atol=0.02, rtol=0)
@@ -192,16 +192,63 @@ def test_masks_have_names():
 def test_evaluate_prints_a_table(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("consistency_models.cli.train_classifier", lambda x, y, steps: train_classifier(x, y, 20))
     assert main(["evaluate", checkpoint, "--seeds", "1"]) == 0
-    assert len(re.findall(r"\(from [\d.]+ to [\d.]+ over \d\)", capsys.readouterr().out)) == 5
+    assert len(re.findall(r"\(from [\d.]+ to [\d.]+ over \d\)", capsys.readouterr().out)) == 6
 
 
 def test_evaluate_takes_the_size_and_the_data_of_the_model(tmp_path, monkeypatch):
-    save_pretrained(UNet(3, (8, 16), num_classes=3), tmp_path, shape=[3, 16, 16], recipe={"data": "shapes"})
+    save_pretrained(UNet(3, (8, 16), num_classes=4), tmp_path, shape=[3, 16, 16], recipe={"data": "avatars"})
     seen = []
     monkeypatch.setattr("consistency_models.cli.train_classifier", lambda x, *args: seen.append(x.shape))
     monkeypatch.setattr("consistency_models.cli.recognition_rate", lambda x, *args: 1.)
     monkeypatch.setattr("consistency_models.cli.measure", lambda draw, x, y, *args: seen.append(x.shape) or seen.append(args[2:]) or {})
-    assert main(["evaluate", str(tmp_path), "--second", "1.2"]) == 0 and seen == [(20_000, 3, 16, 16), (4_000, 3, 16, 16), (3, 1.2)]
+    monkeypatch.setattr("consistency_models.cli.count_avatars", lambda x, y: seen.append((x.shape, y.shape)) or {"whole": 0.5})
+    assert main(["evaluate", str(tmp_path), "--second", "1.2", "--seeds", "1"]) == 0
+    assert seen == [(20_000, 3, 16, 16), (4_000, 3, 16, 16), (1, 1.2)] + 3 * [((4_000, 3, 16, 16), (4_000,))]
+
+
+@pytest.mark.filterwarnings("ignore:this classifier", "ignore:a Fréchet distance", "ignore:the covariance")
+def test_a_sorted_folder_is_trained_held_out_and_measured(tmp_path, monkeypatch, capsys):
+    """One command from a folder to a model with classes; what was held out comes back for measuring, and only that"""
+    for i in range(40):
+        place = tmp_path / "pictures" / ("blue" if i % 2 else "red")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (5 * i, 0, 200) if i % 2 else (200, 0, 5 * i)).save(place / f"{i:02}.png")
+    run = ["train", "--data", str(tmp_path / "pictures"), "--size", "8", "--labels", "--mirror", "--hold-out", "0.25", "--channels", "8,16",
+           "--patch", "2", "--steps", "3", "--batch-size", "8", "--out", str(tmp_path / "run")]
+    assert main([*run, "--only-plan"]) == 0 and not (tmp_path / "run").exists()
+    assert "60 images, 3 x 8 x 8, 2 classes; a U-Net with channels (8, 16) and patch 2" in capsys.readouterr().out
+    assert main(run) == 0
+    net, teacher = from_pretrained(tmp_path / "run"), from_pretrained(tmp_path / "run" / "teacher")
+    assert net.config["num_classes"] == 2 and net.config["patch"] == 2 and "--labels --mirror --hold-out 0.25" in net.notes["recipe"]["command"]
+    assert (int(teacher.notes["recipe"]["steps"]), teacher.notes["recipe"]["objective"]) == (7, "diffusion")
+    sizes = []
+    monkeypatch.setattr("consistency_models.cli.measure", lambda draw, x, y, t, *args: sizes.append((len(x), y.tolist(), len(t))) or {})
+    assert main(["evaluate", str(tmp_path / "run"), "--neighbors", str(tmp_path / "near.png")]) == 0
+    (n, classes, training), = sizes
+    assert (n, training) == (10, 60) and sorted(classes) == [0] * 5 + [1] * 5
+    assert pixels(tmp_path / "near.png").shape == (2 * 66 + 2, 10 * 66 + 2)
+
+
+@pytest.mark.filterwarnings("ignore:this classifier", "ignore:a Fréchet distance")
+def test_a_model_without_classes_is_measured_too(folder, tmp_path, capsys):
+    assert main(["train", "--data", folder, "--size", "8", "--gray", "--steps", "2", "--batch-size", "2", "--hold-out", "0", "--channels", "8,16",
+                 "--patch", "1", "--out", str(tmp_path / "run")]) == 0
+    assert from_pretrained(tmp_path / "run").notes["shape"] == [1, 8, 8]
+    assert main(["evaluate", str(tmp_path / "run"), "--seeds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "tells how one has turned" in said and "recognized" not in said and said.count("(from ") == 4
+
+
+def test_a_student_without_a_teacher_gets_one_once(tmp_path, line, capsys):
+    run = [*TRAIN, "--out", str(tmp_path / "run")]
+    assert main(run) == 0
+    told = from_pretrained(tmp_path / "run").notes["recipe"]
+    assert told["teacher"] == str(tmp_path / "run" / "teacher") and "--teacher" not in told["command"]
+    assert "teacher holds a model already; go on with --resume" in line(run)
+    (tmp_path / "run" / "model.safetensors").unlink()
+    before = (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns
+    assert main([*run, "--resume"]) == 0 and (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "teacher" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, folder):
@@ -313,12 +360,12 @@ def test_trouble_with_data_is_no_fault_of_the_program(error, monkeypatch, line):
     ("edit digits nothing.png", "there is no picture"), ("edit digits {image} --mask middle", "mask must be one of"),
     ("edit digits {image} --label 10", "classes from 0 to 9"), ("train --data nothing", "torchvision.datasets has no"),
     ("train --data ./nothing", "there is no folder ./nothing"), ("train --data digits --size 16", "no other size"), ("train --steps 0", "steps must"),
-    ("train --learning-rate -1", "learning_rate must"), ("train --precision int4", "precision must"), ("train --final-timesteps 3", "final_timesteps"),
-    ("train --objective cdm", "objective must be one of diffusion, ct"), ("train --objective cd", "cd needs a teacher"),
-    ("train --teacher digits", "the recipe of ict has no teacher"), ("train --objective ect --final-timesteps 40", "the recipe of ect has no final_timesteps"),
+    ("train --learning-rate -1", "learning_rate must"), ("train --precision int4", "precision must"), ("train --objective ict --final-timesteps 3", "final_timesteps"),
+    ("train --objective cdm", "objective must be one of diffusion, ct"),
+    ("train --objective ict --teacher digits", "the recipe of ict has no teacher"), ("train --objective ect --final-timesteps 40", "the recipe of ect has no final_timesteps"),
     ("train --objective scd --teacher digits", "must be a diffusion model, but digits"), ("train --objective cd --teacher nothing", "there is no model 'nothing'"),
     ("train --objective cd --teacher mnist-diffusion", "mnist-diffusion makes images of shape [1, 28, 28], the data has [1, 8, 8]"),
-    ("train --tracker wandb", "wandb"), ("train --steps 2 --resume", "no checkpoint"), ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
+    ("train --tracker wandb", "wandb"), ("train --objective ict --steps 2 --resume", "no checkpoint"), ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
 def test_mistakes_are_told_in_one_line(arguments, match, tmp_path, picture, line, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = "" if arguments.startswith("evaluate") else f" --out {tmp_path}/out"
@@ -344,10 +391,8 @@ def test_models_that_do_not_say_what_is_needed(tmp_path, folder, checkpoint, lin
     assert "shape of its images" in line(["sample", str(tmp_path / "points")])
     save_pretrained(UNet(channels=(8, 16), num_classes=10), tmp_path / "images", shape=[1, 8, 8])
     assert "--data" in line(["evaluate", str(tmp_path / "images")])
-    save_pretrained(UNet(channels=(8, 16)), tmp_path / "plain", shape=[1, 8, 8])
-    assert "has no classes" in line(["evaluate", str(tmp_path / "plain")])
-    assert "has no classes" in line(["evaluate", checkpoint, "--data", folder])
-    assert "makes images of shape [1, 8, 8]" in line(["evaluate", checkpoint, "--data", "shapes"])
+    assert "must lie in the subfolder of its class" in line(["evaluate", checkpoint, "--data", folder])
+    assert "have no other size" in line(["evaluate", checkpoint, "--data", "avatars"])
 
 
 def test_a_diffusion_model_is_neither_edited_nor_measured(teacher, picture, line, tmp_path):
@@ -375,7 +420,7 @@ def test_training_into_a_folder_of_others_or_of_an_earlier_run(tmp_path, checkpo
     (tmp_path / "README.md").write_text("# Mine")
     assert "README.md was not written by this package" in line(["train", "--steps", "1000000000", "--out", str(tmp_path)])
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
-    assert "earlier run" in line([*TRAIN, "--out", checkpoint])
+    assert "earlier run" in line([*TRAIN, "--objective", "diffusion", "--out", checkpoint + "/teacher"])
 
 
 def test_a_mask_without_white(tmp_path):

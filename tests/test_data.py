@@ -144,6 +144,35 @@ def test_a_folder_gives_all_its_pictures_in_one_shape(tmp_path):
     assert torch.equal(pickle.loads(pickle.dumps(gray))[0], gray[0])   # as loaders get it
 
 
+def test_subfolders_are_classes_where_that_is_asked_for(tmp_path):
+    for name in ("b/1.png", "a/2.png", "a/deep/3.png", "c/4.png"): picture(tmp_path / name)
+    data = ImageFolder(tmp_path, 4, labels=True)
+    assert data.classes == ["a", "b", "c"] and [label for _, label in data] == [0, 0, 1, 2]
+    assert describe(data)["num_classes"] == 3 and ImageFolder(tmp_path, 4).classes == []
+    picture(tmp_path / "loose.png")
+    with pytest.raises(ValueError, match="must lie in the subfolder of its class, but .*loose.png does not"): ImageFolder(tmp_path, 4, labels=True)
+
+
+def test_a_part_of_a_folder_is_held_out_from_every_class(tmp_path):
+    """Both parts are the whole, share nothing, and each class loses its share"""
+    for i in range(40): picture(tmp_path / f"{i // 20}" / f"{i:02}.png", (6 * i, 0, 0))
+    opened = dict(labels=True, hold_out=0.2)
+    parts = [open_data(str(tmp_path), 4, train=part, **opened).tensors for part in (True, False)]
+    assert [len(x) for x, _ in parts] == [32, 8] and parts[1][1].tolist() == [0] * 4 + [1] * 4
+    reds = torch.cat([x[:, 0, 0, 0] for x, _ in parts])
+    assert len(reds.unique()) == 40
+    assert len(open_data(str(tmp_path), 4)) == len(open_data(str(tmp_path), 4, train=False)) == 40
+    with pytest.raises(ValueError, match="hold_out must be finite, at least 0 and at most 0.9"): open_data(str(tmp_path), 4, hold_out=1.)
+    with pytest.raises(ValueError, match="mirror is for a folder of images, and digits is none"): open_data("digits", mirror=True)
+
+
+def test_mirrored_pictures_come_beside_their_originals_in_training_alone(tmp_path):
+    Image.effect_noise((4, 4), 80).save(tmp_path / "only.png")
+    x, = open_data(str(tmp_path), 4, mirror=True, channels=1).tensors
+    assert x.shape == (2, 1, 4, 4) and torch.equal(x[0].flip(-1), x[1]) and not torch.equal(x[0], x[1])
+    assert len(open_data(str(tmp_path), 4, train=False, mirror=True)) == 1
+
+
 def test_hidden_files_and_folders_of_systems_are_skipped(tmp_path):
     ours = ["a.png", "sub/B.JPG", "x.png/inside.png", "日本/ü ä.png"]
     for name in (*ours, ".ipynb_checkpoints/a.png", ".hidden.png", "sub/.git/a.png",

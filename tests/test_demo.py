@@ -26,7 +26,7 @@ def test_the_demo_draws_and_measures(tmp_path, monkeypatch, capsys):
     assert {p.name for p in (tmp_path / "pictures" / "new").iterdir()} == PICTURES | {"diffusion", "consistency"}
     assert is_diffusion(from_pretrained(tmp_path / "pictures" / "new" / "diffusion"))
     printed = capsys.readouterr().out
-    assert "trained 3 steps, distilled 3" in printed and "distance of two real halves" in printed and "asked class recognized" in printed
+    assert "trained 3 steps, distilled 3" in printed and "distance of two real sets of 100" in printed and "asked class recognized" in printed
 
 
 def test_each_picture_shows_what_it_should(tmp_path, monkeypatch):

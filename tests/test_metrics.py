@@ -9,7 +9,7 @@ from conftest import gaussian, seeded
 from torch import nn
 
 from consistency_models import metrics
-from consistency_models.data import color_shapes, load_digits, two_moons
+from consistency_models.data import load_avatars, load_digits, two_moons
 from consistency_models.metrics import (
     Classifier,
     consistency_error,
@@ -18,11 +18,11 @@ from consistency_models.metrics import (
     inception_features,
     kernel_distance,
     measure,
-    nearest_distance,
+    nearest,
     precision_recall,
     print_table,
     recognition_rate,
-    reference_distance,
+    real_pairs,
     train_classifier,
 )
 from consistency_models.networks import MLP
@@ -122,16 +122,24 @@ def test_precision_and_recall_count_the_balls_that_reach_to_the_neighbor():
 
 
 def test_nearest_neighbors_are_exact_and_copies_are_found():
-    x = color_shapes(300, 16, seeded())[0]
+    x = load_avatars(False)[0][:300]
     d = torch.cdist(flat(x).double(), flat(x).double(), compute_mode="donot_use_mm_for_euclid_dist")
-    torch.testing.assert_close(nearest_distance(x, x), d.fill_diagonal_(torch.inf).min(1).values.float())
-    assert (nearest_distance(x[:50], x) == 0).all()
+    places, distances = nearest(x, x)
+    torch.testing.assert_close(distances, d.fill_diagonal_(torch.inf).min(1).values.float())
+    assert (places == d.argmin(1)).all()
+    places, distances = nearest(x[:50], x)
+    assert (distances == 0).all() and (places == torch.arange(50)).all()
 
 
-def test_the_reference_is_the_distance_of_halves():
-    images = gaussian(300, 6)
-    halves = [torch.randperm(300, generator=seeded(s)).chunk(2) for s in range(2)]
-    assert reference_distance(images, flat, 2) == [frechet_distance(images[a], images[b], flat) for a, b in halves]
+def test_real_images_are_compared_in_equal_numbers():
+    """Two halves that share nothing where there is one set; else all, and as many of those for training"""
+    images, training = gaussian(30, 6), gaussian(100, 6, seed=1)
+    for a, b, where in real_pairs(images, images, 3):
+        assert len(a) == len(b) == 15 and torch.equal(images[where], b)
+        assert len(torch.cat([a, b]).unique(dim=0)) == 30
+    for a, b, where in real_pairs(images, training, 3):
+        assert a is images and torch.equal(images[where], images) and len(b.unique(dim=0)) == 30
+        assert (nearest(b, training)[1] == 0).all()
 
 
 def test_a_perfect_model_has_no_consistency_error_and_a_known_fault_has_its_size():
@@ -248,8 +256,23 @@ def test_a_model_that_recites_is_told_by_its_copies_alone():
         return images + 0.05 * torch.randn(images.shape, generator=seeded(seed))
     rows = measure(draw, images, labels, images, judge, seeds=2, second=1.5)
     assert drawn == [((80.,), 0), ((80.,), 1), ((80., 1.5), 0), ((80., 1.5), 1)]
-    halves, one, two, recognized, closer = rows.values()
-    assert max(one + two) < 0.1 * min(halves) and min(recognized) > 95 and closer == [100, 100]
+    halves, one, two, recognized, again, closer = rows.values()
+    assert all(0.8 * h < o < 1.2 * h for h, o in zip(2 * halves, one + two))
+    assert min(recognized + again) > 95 and closer == [100, 100]
+    alone = measure(draw, images, None, images, judge.features, seeds=2)
+    assert list(alone.values()) == [halves, one, two, closer]           # without classes nothing is recognized
+
+
+@pytest.mark.slow
+def test_a_classifier_of_several_attributes_reads_each():
+    """Background, skin and glasses of the avatars at once; what is not among the answers is chance"""
+    images, _, attributes = load_avatars(False)
+    shown = attributes[:, [0, 9, 10]].clone()
+    shown[:, 2] = (shown[:, 2] > 0).long()
+    judge = train_classifier(images[:3000], shown[:3000], 300)
+    assert judge.sizes == (6, 8, 2) and judge.features(images[:5]).shape == (5, 256)
+    assert recognition_rate(images[3000:], shown[3000:], judge) > 0.95
+    assert recognition_rate(images[3000:], shown[3000:].roll(1, 0), judge) < 0.5
 
 
 def test_the_table_shows_mean_and_range(capsys):
@@ -338,7 +361,7 @@ def test_images_and_classes_that_do_not_fit(judge):
     for x, y, error, match in (
         (images * torch.nan, labels, ValueError, "images must be finite"), (images.int(), labels, TypeError, "images"), (images[:0], labels[:0], ValueError, "images"),
         (images, labels.float(), TypeError, "labels"), (images, labels.bool(), TypeError, "labels"), (images, [0, 1, 2, 3], TypeError, "labels"),
-        (images, labels[:, None], ValueError, "labels"), (images, labels[:1], ValueError, "labels"), (images, labels - 1, ValueError, "labels")):
+        (images, labels[:, None, None], ValueError, "labels"), (images, labels[:1], ValueError, "labels"), (images, labels - 1, ValueError, "labels")):
         with pytest.raises(error, match=match): judge(x, y)
 
 

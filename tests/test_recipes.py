@@ -54,7 +54,7 @@ def test_every_recipe_makes_a_trainer_that_fits_the_data():
         trainer = make_trainer(data, recipe_for(name, steps=1, precision="no"))
         net = trainer.net
         assert trainer.steps == 1 and trainer.conditions == ("class_labels",)
-        assert (net.config["in_channels"], net.config["num_classes"], tuple(net.config["channels"])) == (3, 3, RECIPES[name]["channels"])
+        assert (net.config["in_channels"], net.config["num_classes"], tuple(net.config["channels"])) == (3, 3, RECIPES[name]["channels"] or (64, 128))
         assert trainer.objective.sigma_data == net.sigma_data == pytest.approx(data.tensors[0].std().item(), abs=0.01)
         assert trainer.objective.final_timesteps == RECIPES[name]["final_timesteps"] and trainer.objective.initial_timesteps == 10
 
