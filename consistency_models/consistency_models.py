@@ -5,6 +5,7 @@ gives the same names. Written by hand: without an `__all__` of its own a star im
 type checkers follow too.
 """
 
+from consistency_models.avatars import *
 from consistency_models.consistency_training import *
 from consistency_models.continuous import *
 from consistency_models.data import *
