@@ -10,8 +10,7 @@ import torch
 from common import parser, pick_device, wait_for, write
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel
 
-from consistency_models import Precondition, trajectory
-from consistency_models.pretrained import DiffusersUNet
+from consistency_models import DiffusersNetwork, trajectory
 
 
 def make_network(device):
@@ -27,7 +26,7 @@ def contenders(network, steps, n, device):
     scheduler = CMStochasticIterativeScheduler(num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, rho=7.0, clip_denoised=True)
     pipeline = ConsistencyModelPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    net = Precondition(DiffusersUNet(network), 0.5)
+    net = DiffusersNetwork(network, scheduler)
     labels, y = torch.zeros(n, dtype=torch.long, device=device), torch.empty(n, 3, 32, 32, device=device)
     x, timestep = torch.randn(n, 3, 32, 32, device=device), torch.full((n,), 1000 * 0.25 * torch.tensor(80.0).log(), device=device)
     timesteps = {1: None, 2: [22, 0]}[steps]

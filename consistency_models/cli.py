@@ -117,10 +117,11 @@ def _say_plan(trainer):
     "Print size, time and memory of a run"
     found = plan(trainer)
     if not trainer.accelerator.is_main_process: return
-    net, shape = trainer.net.config, describe(trainer.data)["shape"]
-    classes = f", {net['num_classes']} classes" if net["num_classes"] else ""
-    print(f"{len(trainer.data):,} images, {' x '.join(map(str, shape))}{classes}; a U-Net with channels "
-          f"{net['channels']} and patch {net['patch']}, {found['weights'] / 1e6:.1f} million weights\n"
+    facts, config = describe(trainer.data), getattr(trainer.net, "config", {})
+    classes = f", {facts['num_classes']} classes" if facts["num_classes"] else ""
+    sizes = " and ".join(f"{k} {config[k]}" for k in ("channels", "patch") if k in config)
+    print(f"{len(trainer.data):,} images, {' x '.join(map(str, facts['shape']))}{classes}; a U-Net "
+          f"{f'with {sizes}' if sizes else 'of diffusers'}, {found['weights'] / 1e6:.1f} million weights\n"
           f"a step of {trainer.batch_size}: {found['seconds']:.2g} s, {found['gigabytes']:.1f} GB; "
           f"{trainer.steps - trainer.step:,} steps: {found['hours'] * 60:,.0f} minutes")
 

@@ -16,7 +16,8 @@ from .checks import check_number
 from .consistency_training import (
     Levels, Objective, karras_grid, squared_error)
 from .diffusion import as_denoiser, check_solver
-from .parameterization import output_scaling, skip_scaling
+from .parameterization import (
+    input_scaling, noise_conditioning, output_scaling, skip_scaling)
 from .paths import heun_step
 from .utils import (
     as_double, at_least_float32, average_of, bare_network, draw_device, pad_dims_like,
@@ -111,7 +112,7 @@ class ConsistencyDistillation(Distillation):
 # %% ../nbs/21_distillation.ipynb #92006332
 #| code-fold: true
 class DiffusersNetwork(nn.Module):
-    "A variance-preserving model of diffusers as a network: Karras et al. (2022), appendix C.3"
+    "A model of diffusers as a network, diffusion or consistency: Karras et al. (2022), appendix C.3"
     def __init__(self,
         model:nn.Module, # of diffusers, called as `model(x, t, **kwargs)`, such as a `UNet2DModel`
         scheduler, # the one it was trained with, such as a `DDPMScheduler`
@@ -119,7 +120,12 @@ class DiffusersNetwork(nn.Module):
     ):
         super().__init__()
         self.model, self.sigma_data = model, check_number(sigma_data, "sigma_data", 0, above=True)
+        self.scheduler, settings = scheduler, getattr(model, "config", {})
+        self.in_channels, self.num_classes = map(settings.get, ("in_channels", "num_class_embeds"))
         self.predicts = getattr(scheduler.config, "prediction_type", None)
+        if type(scheduler).__name__ == "CMStochasticIterativeScheduler":
+            self.predicts = "consistency"
+            return
         if self.predicts not in ("epsilon", "v_prediction", "sample"):
             raise ValueError("scheduler must predict 'epsilon', 'v_prediction' or 'sample', "
                              f"got {self.predicts!r}")
@@ -143,6 +149,9 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
         "The raw network $F$ for which $c_{skip} x + c_{out} F$ is the model's best guess"
         s = pad_dims_like(sigma, x).to(at_least_float32(x.dtype))
+        if self.predicts == "consistency":      # made for this very call: Song et al. (2023)
+            scaled = (input_scaling(s, self.sigma_data) * x).to(x.dtype)
+            return self.model(scaled, 1000 * noise_conditioning(sigma).to(x.dtype), **kwargs).sample
         c = (1 + s**2).rsqrt()              # from x_0 + sigma z to the model's unit variance
         said = self.model((c * x).to(x.dtype), self.time_step(sigma), **kwargs).sample
         if self.predicts == "epsilon": denoised = x - s * said

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from .checks import as_tensor, check_descending, check_integer
 from .diffusion import ode_trajectory
+from .distillation import DiffusersNetwork
 from .networks import MLP, UNet
-from .parameterization import Precondition
 from .paths import heun_step
 from .sampling import trajectory
 from .schedules import karras_schedule
@@ -28,16 +28,15 @@ from .checkpoints import write_whole
 from .utils import default_device, randn_like
 
 # %% ../nbs/34_pretrained.ipynb #41a952a1
-NETWORKS = {"UNet": UNet, "MLP": MLP}
-
 def network_config(
-    net:nn.Module, # a `UNet` or an `MLP`
+    net:nn.Module, # a network of this package
 ) -> dict: # `{"network": ..., "arguments": ...}`
     "What is needed to build `net` again"
-    if NETWORKS.get(type(net).__name__) is not type(net):
+    if type(net) not in (UNet, MLP, DiffusersNetwork):
         raise TypeError(f"net must be a {' or '.join(NETWORKS)} of this package, got "
                         f"{type(net).__name__}; save the weights of others with safetensors")
-    return {"network": type(net).__name__, "arguments": net.config}
+    arguments = _diffusers_config(net) if isinstance(net, DiffusersNetwork) else net.config
+    return {"network": type(net).__name__, "arguments": arguments}
 
 def build_network(
     config:dict, # what `network_config` returned, perhaps read from JSON
@@ -50,6 +49,34 @@ def build_network(
     try: return network(**arguments)
     except (TypeError, ValueError, RuntimeError, LookupError) as e:
         raise ValueError(f"the configuration does not fit {config['network']}: {e}") from e
+
+def _diffusers():
+    "The library, or an error that says how to get it"
+    try: import diffusers
+    except ImportError as e:
+        raise ImportError("networks of diffusers need that library: pip install diffusers") from e
+    return diffusers
+
+def _diffusers_config(net:DiffusersNetwork) -> dict:
+    "What is needed to build a network of diffusers again"
+    plain = lambda part: {k: v for k, v in json.loads(part.to_json_string()).items()
+                          if not k.startswith("_")}
+    return {"model": plain(net.model), "sigma_data": net.sigma_data,
+            "scheduler": {"class": type(net.scheduler).__name__} | plain(net.scheduler)}
+
+def _diffusers_network(model:dict, scheduler:dict, sigma_data:float) -> DiffusersNetwork:
+    "Build a network of diffusers from its configuration"
+    kind = _scheduler(scheduler["class"])
+    own = kind.from_config({k: v for k, v in scheduler.items() if k != "class"})
+    return DiffusersNetwork(_diffusers().UNet2DModel.from_config(model), own, sigma_data)
+
+def _scheduler(name:str) -> type:
+    "A scheduler of diffusers by the name of its class"
+    kind = getattr(_diffusers(), name, None)
+    if isinstance(kind, type) and issubclass(kind, _diffusers().SchedulerMixin): return kind
+    raise ValueError(f"diffusers has no scheduler {name!r}")
+
+NETWORKS = {"UNet": UNet, "MLP": MLP, "DiffusersNetwork": _diffusers_network}
 
 # %% ../nbs/34_pretrained.ipynb #0206624d
 _CARD = """---
@@ -252,6 +279,7 @@ def num_classes_of(
     net, # any network
 ) -> int: # 0 without classes
     "How many classes a network knows"
+    if isinstance(net, DiffusersNetwork): return net.num_classes or 0
     return getattr(net, "config", {}).get("num_classes") or 0
 
 def is_diffusion(
@@ -331,30 +359,20 @@ def load_image_model(
                          "consistency-models train --objective cd --teacher ...")
     return net.to(device or default_device()).eval()
 
-# %% ../nbs/34_pretrained.ipynb #234d9785
-class DiffusersUNet(nn.Module):
-    "Give a `UNet2DModel` of diffusers the call `net(c_in x, c_noise)`"
-    def __init__(self,
-        unet:nn.Module, # a `diffusers.UNet2DModel`
-    ):
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x:Tensor, c_noise:Tensor, class_labels:Tensor|None=None) -> Tensor:
-        "Time $1000 \\cdot \\frac14\\ln\\sigma$, as in the code of Song et al. (2023)"
-        return self.unet(x, 1000 * c_noise, class_labels=class_labels).sample
-
 # %% ../nbs/34_pretrained.ipynb #a17944a7
 def from_diffusers(
     name:str|Path, # a folder or repository, such as `"openai/diffusers-ct_imagenet64"`
     subfolder:str="unet", # where in it the network lies
     sigma_data:float=0.5, # standard deviation of the data it was trained on
     **kwargs, # handed to `UNet2DModel.from_pretrained`
-) -> Precondition: # called as `net(x, sigma, class_labels=None)`, in evaluation mode
-    "Load the network of a consistency model published for diffusers"
-    try: from diffusers import UNet2DModel
-    except ImportError as e:
-        raise ImportError("networks of diffusers need that library: pip install diffusers") from e
-    network = UNet2DModel.from_pretrained(os.path.expanduser(name), subfolder=subfolder,
-                                          use_safetensors=True, **kwargs)
-    return Precondition(DiffusersUNet(network), sigma_data).eval()
+) -> DiffusersNetwork: # called as `net(x, sigma, class_labels=None)`, in evaluation mode
+    "Load the network of a consistency model, or of a diffusion model, published for diffusers"
+    diffusers, name = _diffusers(), os.path.expanduser(name)
+    parts = diffusers.DiffusionPipeline.load_config(name)
+    scheduler = _scheduler(parts["scheduler"][1]).from_pretrained(name, subfolder="scheduler")
+    network = diffusers.UNet2DModel.from_pretrained(name, subfolder=subfolder,
+                                                    use_safetensors=True, **kwargs)
+    net = DiffusersNetwork(network, scheduler, sigma_data)
+    net.notes = {"shape": [net.in_channels, *2 * [network.config.sample_size]]}
+    if net.predicts != "consistency": net.notes["recipe"] = {"objective": "diffusion"}
+    return net.eval().requires_grad_(False)

@@ -25,7 +25,8 @@ from .easy import EasyConsistencyTuning
 from .improved_consistency_training import ImprovedConsistencyTraining
 from .losses import pseudo_huber_loss
 from .networks import UNet
-from .pretrained import from_pretrained, save_pretrained
+from .pretrained import (
+    from_diffusers, from_pretrained, num_classes_of, save_pretrained)
 from .trainer import Trainer
 
 # %% ../nbs/35_recipes.ipynb #5f38b65a
@@ -89,15 +90,18 @@ def recipe_for(
 
 # %% ../nbs/35_recipes.ipynb #8f6e08de
 def trained_network(
-    start:str|Path, # a bundled checkpoint, a folder, or a repository of the Hub
+    start:str|Path, # a bundled checkpoint, a folder, a repository of the Hub, or a folder of diffusers
     facts:dict, # of the data, as `describe` gives them
 ) -> nn.Module: # with weights that can be trained
     "A trained network that fits the data, ready to be trained further"
-    net = from_pretrained(start)
+    diffusers = Path(start, "model_index.json").expanduser().is_file()
+    net = from_diffusers(start) if diffusers else from_pretrained(start)
+    if diffusers and net.predicts != "consistency": net.sigma_data = facts["sigma_data"]
+    known = {"in_channels": getattr(net, "in_channels", None), "num_classes": num_classes_of(net) or None}
     for name, wanted in (("in_channels", facts["shape"][0]), ("num_classes", facts["num_classes"])):
-        if net.config.get(name) != wanted:
-            raise ValueError(f"{start} does not fit the data: its {name} is "
-                             f"{net.config.get(name)}, the data needs {wanted}")
+        if known[name] != wanted:
+            raise ValueError(f"{start} does not fit the data: its {name} is {known[name]}, "
+                             f"the data needs {wanted}")
     return net.train().requires_grad_(True)
 
 def new_network(
@@ -206,7 +210,8 @@ def save_run(
     "Save the averaged weights of a run, with a card that says how to train them again"
     told = {"command": command} if command else {}
     told |= {"data": data, "seed": trainer.seed, "processes": trainer.accelerator.num_processes}
-    built = {k: v for k, v in trainer.net.config.items() if k in recipe}
+    config = getattr(trainer.net, "config", {"channels": None, "patch": None})  # of diffusers: none
+    built = {k: v for k, v in config.items() if k in recipe}
     done = recipe | built | {"precision": trainer.precision}
     told |= {k: str(v) for k, v in done.items() if v is not None}
     kind = "diffusion" if recipe["objective"] == "diffusion" else "consistency"

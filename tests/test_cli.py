@@ -129,7 +129,7 @@ def test_training_goes_on_from_trained_weights(tmp_path, line):
     before, after = from_pretrained("digits"), from_pretrained(tmp_path / "run")
     moved = [(a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters())]
     assert 0 < max(moved) < 0.05 and "--start digits" in after.notes["recipe"]["command"]
-    assert "does not fit the data: its in_channels is 1" in line(["train", "--data", "shapes", "--size", "8", "--start", "digits", "--out", str(tmp_path / "x")])
+    assert "does not fit the data: its in_channels is 1" in line(["train", "--data", "avatars", "--start", "digits", "--out", str(tmp_path / "x")])
 
 
 def test_a_diffusion_model_is_trained_sampled_and_distilled(teacher, tmp_path, monkeypatch):
@@ -365,7 +365,8 @@ def test_trouble_with_data_is_no_fault_of_the_program(error, monkeypatch, line):
     ("train --objective ict --teacher digits", "the recipe of ict has no teacher"), ("train --objective ect --final-timesteps 40", "the recipe of ect has no final_timesteps"),
     ("train --objective scd --teacher digits", "must be a diffusion model, but digits"), ("train --objective cd --teacher nothing", "there is no model 'nothing'"),
     ("train --objective cd --teacher mnist-diffusion", "mnist-diffusion makes images of shape [1, 28, 28], the data has [1, 8, 8]"),
-    ("train --tracker wandb", "wandb"), ("train --objective ict --steps 2 --resume", "no checkpoint"), ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
+    ("train --tracker wandb", "wandb"), ("train --objective ict --steps 2 --resume", "no checkpoint"),
+    ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())
 def test_mistakes_are_told_in_one_line(arguments, match, tmp_path, picture, line, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = "" if arguments.startswith("evaluate") else f" --out {tmp_path}/out"

@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from consistency_models.data import (
     ImageFolder,
-    color_shapes,
     describe,
     eight_gaussians,
     in_memory,
@@ -31,7 +30,7 @@ from consistency_models.data import (
     two_moons,
 )
 
-MAKERS = pytest.mark.parametrize("make", (two_moons, spiral, eight_gaussians, color_shapes))
+MAKERS = pytest.mark.parametrize("make", (two_moons, spiral, eight_gaussians))
 TORCHVISION = "consistency_models.data.torchvision_dataset"
 
 
@@ -103,7 +102,7 @@ def test_what_is_drawn_is_reproducible_and_in_range(make):
     a, b, c = draw(1), draw(1), draw(2)
     assert len(a) == 500 and len(draw(0, 1)) == len(draw(0, 1.)) == 1 and a.dtype == torch.float32
     assert torch.equal(a, b) and not torch.equal(a, c) and a.std(0).min() > 0.2
-    exact = a if make is color_shapes else draw(0, noise=0.)
+    exact = draw(0, noise=0.)
     assert exact.abs().max() <= 1 + 1e-6 and a.abs().max() < 1.3
     assert torch.equal(before, torch.get_rng_state())
 
@@ -114,15 +113,6 @@ def test_digits_are_images_with_labels():
     assert images.min() == -1 and images.max() == 1
     assert labels.shape == (1797,) and labels.dtype == torch.long
     assert labels.unique().tolist() == list(range(10))
-
-
-def test_a_shape_has_one_color_on_one_ground():
-    images, labels = color_shapes(60, 33, generator=seeded())
-    assert images.shape == (60, 3, 33, 33) and labels.unique().tolist() == [0, 1, 2]
-    for image in images:
-        pixels, (ink, paper) = image.flatten(1).T, (image[:, 16, 16], image[:, 0, 0])
-        close = [(pixels - color).abs().amax(1) < 1e-5 for color in (ink, paper)]
-        assert (close[0] | close[1]).float().mean() > 0.75
 
 
 # Keeps its promises: folders
@@ -337,8 +327,8 @@ def test_a_name_or_a_folder_says_which_data(tmp_path):
         "shape": [1, 8, 8], "num_classes": 10, "sigma_data": pytest.approx(0.752, abs=1e-3)}
     assert describe(open_data(str(tmp_path), 8)) == {
         "shape": [3, 8, 8], "num_classes": None, "sigma_data": pytest.approx(0.94, abs=0.02)}
-    train, test = open_data("shapes", 8), open_data("shapes", 8, train=False)
-    assert train[0][0].shape == (3, 8, 8) and (len(train), len(test)) == (20_000, 4_000)
+    train, test = open_data("avatars"), open_data("avatars", 16, train=False)
+    assert train[0][0].shape == (3, 16, 16) and (len(train), len(test)) == (20_000, 4_000)
 
 
 def test_files_that_are_missing_are_fetched(monkeypatch):
@@ -405,11 +395,10 @@ def test_a_bad_number_of_samples_is_refused(make):
 
 def test_bad_sizes_are_named(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="size must be at least 4"): color_shapes(2, 3)
-    with pytest.raises(TypeError, match="size"): color_shapes(2, None)
     with pytest.raises(ValueError, match="size must be at least 1"): ImageFolder(tmp_path, 0)
     with pytest.raises(ValueError, match="channels must be 1 or 3"): ImageFolder(tmp_path, 8, 2)
     with pytest.raises(ValueError, match="8 by 8"): open_data("digits", 16)
+    with pytest.raises(ValueError, match="16 by 16"): open_data("avatars", 8)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):

@@ -21,8 +21,8 @@ from consistency_models.metrics import (
     nearest,
     precision_recall,
     print_table,
-    recognition_rate,
     real_pairs,
+    recognition_rate,
     train_classifier,
 )
 from consistency_models.networks import MLP

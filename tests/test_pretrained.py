@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import seeded, shake
+from conftest import gaussian, seeded, shake
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.data import TensorDataset
 
 import consistency_models
 from consistency_models.data import load_digits
 from consistency_models.diffusion import euler_step, ode_trajectory
+from consistency_models.distillation import DiffusersNetwork
 from consistency_models.metrics import recognition_rate, train_classifier
 from consistency_models.networks import MLP, UNet
-from consistency_models.parameterization import Precondition, consistency_function
+from consistency_models.parameterization import consistency_function
 from consistency_models.paths import heun_step
 from consistency_models.pretrained import (
     _hub_model,
@@ -26,12 +28,14 @@ from consistency_models.pretrained import (
     class_labels,
     from_diffusers,
     from_pretrained,
+    is_diffusion,
     load_image_model,
     num_classes_of,
     push_to_hub,
     sample,
     save_pretrained,
 )
+from consistency_models.recipes import make_trainer, recipe_for, save_run
 from consistency_models.sampling import ConsistencySamplingAndEditing, trajectory
 from consistency_models.schedules import karras_schedule
 
@@ -104,7 +108,31 @@ def test_one_step_equals_the_pipeline_of_diffusers(pipeline):
     net = from_diffusers(folder)
     ours = ConsistencySamplingAndEditing()(net, 80 * noise, [80.], start_from_y=True, add_initial_noise=False, clip_denoised=True, class_labels=labels)
     assert expected.std() > 0.1 and torch.allclose(ours, expected, atol=1e-5)
-    assert isinstance(net, Precondition) and net.sigma_data == 0.5 and not net.training
+    assert isinstance(net, DiffusersNetwork) and net.sigma_data == 0.5 and not net.training and not is_diffusion(net)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "consistency"])
+def test_networks_of_diffusers_are_saved_trained_further_and_loaded(kind, pipeline, tmp_path):
+    """A start from a folder of diffusers answers as the model does, and the trained one comes back as it was"""
+    diffusers, folder = pytest.importorskip("diffusers"), pipeline[0]
+    if kind != "consistency":
+        scheduler = diffusers.DDPMScheduler(prediction_type=kind)
+        diffusers.DDPMPipeline(pipeline[1].unet, scheduler).save_pretrained(folder := tmp_path / "ddpm")
+    x, labels = gaussian(8, 3, 16, 16).clamp(-1, 1), torch.arange(8) % 5
+    net = from_diffusers(folder)
+    assert is_diffusion(net) == (kind != "consistency") and net.notes["shape"] == [3, 16, 16] and num_classes_of(net) == 5
+    data, recipe = TensorDataset(x, labels), recipe_for("images", "ect", steps=2, batch_size=4)
+    trainer = make_trainer(data, recipe, start=str(folder))
+    assert trainer.net.sigma_data == (0.5 if kind == "consistency" else pytest.approx(x.std().item(), rel=0.01))
+    sigma = torch.full((8,), 2.)
+    before = net if kind == "consistency" else DiffusersNetwork(net.model, net.scheduler, trainer.net.sigma_data)
+    torch.testing.assert_close(trainer.net(x, sigma, class_labels=labels), before(x, sigma, class_labels=labels))
+    list(trainer.train())
+    save_run(trainer, tmp_path / "run", "pictures", recipe)
+    back = from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(back(x, sigma, class_labels=labels), trainer.average(x, sigma, class_labels=labels), atol=1e-5, rtol=1e-5)
+    assert back.notes["recipe"]["objective"] == "ect" and "channels" not in back.notes["recipe"]
 
 
 @pytest.mark.slow

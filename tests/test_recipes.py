@@ -3,10 +3,9 @@ import json
 
 import pytest
 import torch
-from conftest import seeded
 from torch.utils.data import TensorDataset
 
-from consistency_models.data import color_shapes, open_data
+from consistency_models.data import open_data
 from consistency_models.diffusion import Guided
 from consistency_models.networks import MLP
 from consistency_models.pretrained import from_pretrained, is_diffusion, save_pretrained
@@ -49,12 +48,12 @@ def test_recipes_are_those_on_the_cards_of_the_bundled_models():
 
 @pytest.mark.slow
 def test_every_recipe_makes_a_trainer_that_fits_the_data():
-    data = TensorDataset(*color_shapes(300, 16, seeded()))
+    data = TensorDataset(*(t[:300] for t in open_data("avatars").tensors))
     for name in RECIPES:
         trainer = make_trainer(data, recipe_for(name, steps=1, precision="no"))
         net = trainer.net
         assert trainer.steps == 1 and trainer.conditions == ("class_labels",)
-        assert (net.config["in_channels"], net.config["num_classes"], tuple(net.config["channels"])) == (3, 3, RECIPES[name]["channels"] or (64, 128))
+        assert (net.config["in_channels"], net.config["num_classes"], tuple(net.config["channels"])) == (3, 4, RECIPES[name]["channels"] or (64, 128))
         assert trainer.objective.sigma_data == net.sigma_data == pytest.approx(data.tensors[0].std().item(), abs=0.01)
         assert trainer.objective.final_timesteps == RECIPES[name]["final_timesteps"] and trainer.objective.initial_timesteps == 10
 
