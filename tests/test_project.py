@@ -307,6 +307,15 @@ def test_outputs_are_stored():
     assert offenders(lambda path: bool(outputs(path)), LESSONS) == {}
 
 
+def test_imports_stand_in_cells_of_their_own():
+    """The site runs cells that import, and only those: what else they hold would miss its names"""
+    def mixed(cell):
+        if re.search(r"^\s*[%!]", source(cell), re.MULTILINE): return False
+        kinds = {isinstance(s, ast.Import | ast.ImportFrom) for s in ast.parse(source(cell)).body}
+        return len(kinds) > 1
+    assert offenders(lambda path: [source(c)[:60] for c in cells(path, "code") if mixed(c)]) == {}
+
+
 def test_no_code_asks_for_cuda_outright():
     codes = lambda path: map(source, cells(path, "code"))
     assert offenders(lambda path: [code[:60] for code in codes(path) if ".cuda(" in code]) == {}
