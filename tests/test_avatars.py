@@ -45,6 +45,17 @@ def test_the_parts_lie_in_the_order_of_the_style():
     assert covered[:, :, 1:3, 5:11].all()
 
 
+@pytest.mark.parametrize("part, rows, mean, std", [
+    ("hat", slice(0, 5), (0.243, 0.131, 0.197), 0.564), ("glasses", slice(4, 9), (0.336, 0.210, 0.124), 0.563),
+    ("beard", slice(9, 12), (0.614, 0.373, 0.216), 0.469), ("accessories", slice(7, 9), (0.588, 0.395, 0.175), 0.511),
+    ("clothing", slice(12, 16), (0.519, 0.407, 0.292), 0.545), ("eyes", slice(5, 8), (0.543, 0.406, 0.293), 0.525)])
+def test_each_part_looks_as_the_style_draws_it(part, rows, mean, std):
+    """Means and deviation of the rows of a part, over the test faces that have it, as DiceBear itself drew them"""
+    drawn = images[column(part) > 0][:, :, rows]
+    torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.tensor(mean), atol=2e-3, rtol=0)
+    assert drawn.std().item() == pytest.approx(std, abs=1e-3)
+
+
 def test_sets_are_those_of_the_style():
     train, classes, table = load_avatars()
     assert train.shape == (20_000, 3, 16, 16) and images.shape == (4000, 3, 16, 16) and len(table) == 20_000

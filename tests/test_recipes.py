@@ -13,6 +13,8 @@ from consistency_models.recipes import (
     OBJECTIVES,
     RECIPES,
     make_trainer,
+    network_for,
+    plan,
     recipe_for,
     save_run,
     teacher_network,
@@ -68,6 +70,33 @@ def test_changes_leave_the_recipe_itself_alone():
     assert recipe_for("digits", steps=7, precision=None) == ict | RECIPES["digits"] | {"steps": 7} and RECIPES["digits"]["steps"] == 2000
     assert recipe_for("some/folder") == recipe_for("CIFAR10") == ict | RECIPES["images"]
     assert recipe_for("digits", "diffusion").keys() == recipe_for("digits").keys() - {"final_timesteps"}
+
+
+def test_networks_of_a_folder_fit_the_size_of_its_images():
+    for size in (16, 28, 32, 48, 64, 128):
+        trainer = make_trainer(TensorDataset(torch.randn(4, 3, size, size)), recipe_for("images", steps=1, batch_size=2))
+        net = trainer.net
+        places = size // net.config["patch"]
+        assert size % net.factor == 0 and 14 <= places <= 32 and (size // net.factor) <= 8
+    own = make_trainer(TensorDataset(torch.randn(4, 3, 64, 64)), recipe_for("images", steps=1, patch=8)).net
+    assert own.config["patch"] == 8 and own.config["channels"] == network_for(64)["channels"]
+    for size, match in ((256, "no recipe for images of 256 pixels"), (18, "divisible by 4 for the network")):
+        with pytest.raises(ValueError, match=match): make_trainer(TensorDataset(torch.randn(4, 3, size, size)), recipe_for("images"))
+
+
+def test_a_plan_leaves_the_run_as_it_was(teacher):
+    """Its numbers are plausible, and the run that follows is the run without it"""
+    recipe, ends = recipe_for("digits", "cd", **TINY | {"steps": 3}, teacher=teacher), []
+    for planned in (True, False):
+        trainer = make_trainer(open_data("digits"), recipe)
+        if planned:
+            found = plan(trainer)
+            assert found["weights"] == sum(p.numel() for p in trainer.net.parameters())
+            assert 0 < found["seconds"] < 10 and found["hours"] == pytest.approx(3 * found["seconds"] / 3600)
+            assert 20e-9 * found["weights"] < found["gigabytes"] < 1 and trainer.step == 0
+        list(trainer.train())
+        ends.append(torch.cat([p.detach().flatten() for p in trainer.average.parameters()]))
+    assert torch.equal(*ends)
 
 
 def test_the_seed_decides_the_weights():
