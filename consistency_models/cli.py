@@ -98,10 +98,11 @@ def train(
     _say_plan(trainer)
     if only_plan: return
     for state in progress(trainer.train()): pass
-    if not trainer.accelerator.is_main_process: return
-    notes = {"opened": opened} if is_folder(data) else {}
-    save_run(trainer, folder, data, recipe, _command(train, given), **notes)
-    print(f"the weights are in {folder}/model.safetensors")
+    if trainer.accelerator.is_main_process:
+        notes = {"opened": opened} if is_folder(data) else {}
+        save_run(trainer, folder, data, recipe, _command(train, given), **notes)
+        print(f"the weights are in {folder}/model.safetensors")
+    trainer.accelerator.wait_for_everyone()             # a student reads them in every process
 
 def _train_teacher(place:str, resume:bool, given:dict):
     "Train the diffusion model of a student that has none, or go on with it, or leave it as it is"

@@ -13,6 +13,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from conftest import on_two_processes
 from PIL import Image
 
 from consistency_models.cli import COMMANDS, main, named_mask, parser_for
@@ -144,6 +145,15 @@ def test_a_diffusion_model_is_trained_sampled_and_distilled(teacher, tmp_path, m
         assert main(["sample", model, "--n", "1", "--out", "x.png"]) == 0
         x = sample(from_pretrained(model), 1, levels, solver=solver)
         torch.testing.assert_close(pixels("x.png")[2:66:8, 2:66:8] / 127.5 - 1, x[0, 0], atol=0.02, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_teacher_and_its_student(tmp_path):
+    """The second reads the teacher's weights, which the first has saved"""
+    (tmp_path / "program.py").write_text("import sys\nfrom consistency_models.cli import main\nsys.exit(main())\n")
+    printed = on_two_processes(tmp_path / "program.py", *TRAIN, "--out", tmp_path / "run")
+    assert printed.count("a step of 8") == 2 and printed.count("the weights are in") == 2
+    assert from_pretrained(tmp_path / "run").notes["recipe"]["processes"] == 2
 
 
 def test_training_follows_the_precision_of_the_launcher(tmp_path, monkeypatch):

@@ -1,0 +1,83 @@
+"""A folder of one's own pictures: how large, how fast, and how good after how long?
+
+What `consistency-models train --data FOLDER` does, a diffusion model and then its student, for each size
+of the pictures and each time. A tenth of the pictures is held out; two-step samples are compared with
+them by the Fréchet distance in the features of a classifier of the subfolders, which are the classes.
+`real` is that distance for as many pictures of the training part. Each run has a process of its own.
+
+    python benchmarks/folder.py PICTURES --sizes 16 32 64 --minutes 1 10
+    python benchmarks/folder.py PICTURES --sizes 64 --minutes 60
+
+The results go to `benchmarks/results/folder.json`, where those of other sizes and times stay. Times are
+those of one run alone on the machine, with all threads that `--threads` allows.
+"""
+import json
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from common import parser, pick_device, write
+
+from consistency_models import frechet_distance, from_pretrained, sample, train_classifier
+from consistency_models.data import open_folder
+from consistency_models.metrics import real_pairs
+from consistency_models.pictures import save_grid
+from consistency_models.recipes import make_trainer, plan, recipe_for, save_run
+
+SHARES = {"diffusion": 0.7, "cd": 0.3}      # of the time, as in the recipes
+SECOND = 1.                                 # noise level of the second step
+
+
+def run(folder, size, minutes, threads, keep):
+    """Train both for so many minutes and measure the student"""
+    device = pick_device(threads)
+    opened = dict(size=size, labels=True, hold_out=0.1)
+    data, held = open_folder(folder, mirror=True, **opened), open_folder(folder, train=False, **opened)
+    (training, _), (real, labels) = data.tensors, (t.to(device) for t in held.tensors)
+    teacher, found, start = None, {}, time.perf_counter()
+    for objective, share in SHARES.items():
+        given = {"teacher": teacher} if teacher else {}
+        recipe = recipe_for("images", objective, precision="bf16", **given)
+        seconds = plan(make_trainer(data, recipe), 5)["seconds"]
+        recipe["steps"] = max(1, round(60 * minutes * share / seconds))
+        recipe["ema_decay"] = min(recipe["ema_decay"], 1 - 20 / recipe["steps"]) if recipe["steps"] > 20 else 0.
+        trainer = make_trainer(data, recipe)
+        found |= {f"{objective}_{k}": v for k, v in plan(trainer, 5).items()}
+        found |= {f"{objective}_steps": recipe["steps"]}
+        for _ in trainer.train(): pass
+        save_run(trainer, teacher := Path(keep) / f"{size}-{minutes:g}-{objective}", str(folder), recipe)
+    seconds, net = time.perf_counter() - start, from_pretrained(teacher, device)
+    judge = train_classifier(training.to(device), data.tensors[1].to(device), 2000)
+    draws = [sample(net, len(real), (80., SECOND), labels, s) for s in range(3)]
+    save_grid(draws[0][:32], Path(keep) / f"{size}-{minutes:g}.png", 8)
+    distance = lambda x, y=real: frechet_distance(y, x, judge.features)
+    return {"size": size, "minutes": minutes, "seconds": seconds, "images": len(data) // 2, "held_out": len(real),
+            "channels": list(net.config["channels"]), "patch": net.config["patch"], **found,
+            "distance": [distance(x) for x in draws], "real": statistics.mean(distance(b) for _, b, _ in real_pairs(real, training.to(device), 3))}
+
+
+def main():
+    made = parser(__doc__, "folder")
+    made.add_argument("folder", type=Path)
+    made.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64])
+    made.add_argument("--minutes", type=float, nargs="+", default=[1, 10])
+    made.add_argument("--keep", help="folder for the trained networks and their samples")
+    options = made.parse_args()
+    keep, threads = options.keep or tempfile.mkdtemp(), options.threads
+    for minutes in options.minutes:
+        for size in options.sizes:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                r = pool.submit(run, options.folder, size, minutes, threads, keep).result()
+            kept = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
+            kept = [o for o in kept if (o["size"], o["minutes"]) != (size, minutes)]
+            torch.set_num_threads(threads)
+            write(options.out, runs=sorted([*kept, r], key=lambda o: (o["size"], o["minutes"])), second=SECOND)
+            print(f"{size} pixels, {minutes:g} min: {statistics.mean(r['distance']):.0f} (real {r['real']:.0f}), "
+                  f"{sum(r[f'{k}_steps'] for k in SHARES):,} steps", flush=True)
+
+
+if __name__ == "__main__": main()
