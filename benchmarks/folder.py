@@ -1,7 +1,8 @@
 """A folder of one's own pictures: how large, how fast, and how good after how long?
 
-What `consistency-models train --data FOLDER` does, a diffusion model and then its student, for each size
-of the pictures and each time. A tenth of the pictures is held out; two-step samples are compared with
+A diffusion model and then its student, as `consistency-models train --data FOLDER --labels --mirror
+--precision bf16` trains them, for each size of the pictures and each time, which decides the steps and the
+span of the average. A tenth of the pictures is held out; two-step samples are compared with
 them by the Fréchet distance in the features of a classifier of the subfolders, which are the classes.
 `real` is that distance for as many pictures of the training part. Each run has a process of its own.
 
@@ -38,9 +39,9 @@ def run(folder, size, minutes, threads, keep):
     opened = dict(size=size, labels=True, hold_out=0.1)
     data, held = open_folder(folder, mirror=True, **opened), open_folder(folder, train=False, **opened)
     (training, _), (real, labels) = data.tensors, (t.to(device) for t in held.tensors)
-    teacher, found, start = None, {}, time.perf_counter()
+    latest, found, start = None, {}, time.perf_counter()
     for objective, share in SHARES.items():
-        given = {"teacher": teacher} if teacher else {}
+        given = {"teacher": latest} if latest else {}
         recipe = recipe_for("images", objective, precision="bf16", **given)
         seconds = plan(make_trainer(data, recipe), 5)["seconds"]
         recipe["steps"] = max(1, round(60 * minutes * share / seconds))
@@ -49,8 +50,8 @@ def run(folder, size, minutes, threads, keep):
         found |= {f"{objective}_{k}": v for k, v in plan(trainer, 5).items()}
         found |= {f"{objective}_steps": recipe["steps"]}
         for _ in trainer.train(): pass
-        save_run(trainer, teacher := Path(keep) / f"{size}-{minutes:g}-{objective}", str(folder), recipe)
-    seconds, net = time.perf_counter() - start, from_pretrained(teacher, device)
+        save_run(trainer, latest := Path(keep) / f"{size}-{minutes:g}-{objective}", str(folder), recipe)
+    seconds, net = time.perf_counter() - start, from_pretrained(latest, device)
     judge = train_classifier(training.to(device), data.tensors[1].to(device), 2000)
     draws = [sample(net, len(real), (80., SECOND), labels, s) for s in range(3)]
     save_grid(draws[0][:32], Path(keep) / f"{size}-{minutes:g}.png", 8)

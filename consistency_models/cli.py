@@ -6,6 +6,8 @@
 __all__ = ['COMMANDS', 'train', 'sample', 'named_mask', 'edit', 'evaluate', 'parser_for', 'main']
 
 # %% ../nbs/45_cli.ipynb #9f3d3b31
+import copy
+import dataclasses
 import os
 import re
 import shlex
@@ -22,21 +24,21 @@ from fastcore.docments import docments
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .checks import check_integer
+from .checks import check_integer, check_number
 from .avatars import count_avatars
 from .checkpoints import checkpoints_in
-from .data import describe, is_folder, load_avatars, open_data
+from .data import ImageFolder, describe, is_folder, load_avatars, open_data
 from .demo import check_folder, demo
 from .editing import inpaint, preset_mask
 from .metrics import (
     inception_features, measure, nearest, print_table, recognition_rate, train_classifier)
 from .pictures import read_image, refuse_foreign_picture, save_grid
 from .pretrained import (
-    class_labels, load_image_model, num_classes_of, refuse_foreign_files)
+    class_labels, from_pretrained, load_image_model, num_classes_of, refuse_foreign_files)
 from .pretrained import sample as draw
 from .recipes import (
-    make_objective, make_trainer, plan, recipe_for, save_run)
-from .trainer import new_accelerator
+    make_objective, make_trainer, new_network, plan, recipe_for, save_run)
+from .trainer import Trainer, new_accelerator
 from .watching import progress
 
 
@@ -70,61 +72,105 @@ def train(
     "Train a consistency model, or a diffusion model; the weights end in OUT/model.safetensors"
     given = {k: v for k, v in locals().items()
              if k not in ("out", "checkpoint_every", "resume", "root", "tracker", "only_plan")}
-    folder = _run_folder(out, data, objective)
+    folder, opened = _run_folder(out, data, objective), _folder_options(data, labels, gray, mirror, hold_out)
     alone = objective not in ("cd", "scd") or teacher is not None
+    if (start or teacher) and (channels or patch):
+        raise ValueError("the network is that of the weights to start from; leave channels and patch out")
     if not alone: teacher = str(folder / "teacher")
-    widths = tuple(check_integer(c, "channels", 1) for c in _numbers(channels)) if channels else None
-    changes = dict(steps=steps, batch_size=batch_size, learning_rate=learning_rate,
-                   final_timesteps=final_timesteps, precision=precision, teacher=teacher,
-                   guidance=guidance, channels=widths, patch=patch)
-    recipe = recipe_for(data, objective, **changes)
-    check_folder(folder, "be a folder")                 # at the end is too late
-    refuse_foreign_files(folder)
+    recipe = recipe_for(data, objective, steps=steps, batch_size=batch_size, patch=patch,
+                        learning_rate=learning_rate, final_timesteps=final_timesteps,
+                        precision=precision, teacher=teacher, guidance=guidance,
+                        channels=_whole_numbers(channels, "channels", 1) if channels else None)
+    if patch is not None: check_integer(patch, "patch", 1)
+    if guidance is not None: check_number(guidance, "guidance", 0)
+    _check_run(folder, resume, only_plan)               # at the end is too late
+    if only_plan: tracker = None
+    accelerator = new_accelerator(recipe["precision"], tracker, folder)
+    with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
+    if guidance is not None and describe(images)["num_classes"] is None:
+        raise ValueError("guidance needs data with classes")
     if not alone:                       # one command for both, the teacher and its student
-        make_objective(recipe, 1., lambda x, sigma: x)  # is the student possible?
+        student = make_objective(recipe, 1., lambda x, sigma: x)        # is it possible?
         _train_teacher(teacher, resume, given | dict(root=root, tracker=tracker,
                        checkpoint_every=checkpoint_every, only_plan=only_plan))
         start = None
-        if only_plan: return
-    accelerator = new_accelerator(recipe["precision"], tracker, folder)
-    opened = dict(channels=1 if gray else 3, labels=labels, mirror=mirror)
-    if is_folder(data): opened["hold_out"] = hold_out
-    with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
+        if only_plan: return _say_student(images, recipe, student)
     trainer = make_trainer(images, recipe, seed, start, out=None if only_plan else folder,
                            tracker=tracker, checkpoint_every=checkpoint_every,
                            accelerator=accelerator)
-    if resume and not trainer.resume() and alone:
-        raise ValueError(f"there is no checkpoint in {folder} to resume from")
+    if resume and not only_plan: trainer.resume()
     _say_plan(trainer)
     if only_plan: return
     for state in progress(trainer.train()): pass
     if trainer.accelerator.is_main_process:
-        notes = {"opened": opened} if is_folder(data) else {}
+        notes = _notes(data, opened)
         save_run(trainer, folder, data, recipe, _command(train, given), **notes)
         print(f"the weights are in {folder}/model.safetensors")
     trainer.accelerator.wait_for_everyone()             # a student reads them in every process
 
+def _folder_options(data:str, labels:bool, gray:bool, mirror:bool, hold_out:float) -> dict:
+    "How a folder is opened; other data have no such choices"
+    if is_folder(data):
+        return dict(channels=1 if gray else 3, labels=labels, mirror=mirror, hold_out=hold_out)
+    usual = signature(train).parameters["hold_out"].default
+    for name, chosen in dict(labels=labels, gray=gray, mirror=mirror, hold_out=hold_out != usual).items():
+        if chosen: raise ValueError(f"{name} is for a folder of images, and {data} is none")
+    return {}
+
+def _notes(data:str, opened:dict) -> dict:
+    "What `evaluate` must know of a folder: where it is, how it was opened, and its classes"
+    if not opened: return {}
+    classes = ImageFolder(data, labels=True).classes if opened["labels"] else None
+    return {"opened": opened | {"folder": os.path.abspath(os.path.expanduser(data))}, "classes": classes}
+
+def _check_run(folder:Path, resume:bool, only_plan:bool):
+    "Raise if a run cannot begin in its folder, or cannot go on there"
+    if only_plan: return
+    check_folder(folder, "be a folder")
+    refuse_foreign_files(folder)
+    begun = checkpoints_in(folder) or checkpoints_in(folder / "teacher") or _is_model(folder / "teacher")
+    if resume and not begun: raise ValueError(f"there is no checkpoint in {folder} to resume from")
+    if begun and not resume:
+        raise ValueError(f"{folder} holds an earlier run; go on with --resume, or choose another folder")
+
+def _is_model(folder:Path) -> bool:
+    "Does a folder hold a whole model?"
+    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+
 def _train_teacher(place:str, resume:bool, given:dict):
     "Train the diffusion model of a student that has none, or go on with it, or leave it as it is"
-    if (Path(place) / "model.safetensors").exists():
-        if resume: return
-        raise ValueError(f"{place} holds a model already; go on with --resume, "
-                         f"or name it: --teacher {place}")
     steps = given["steps"] and round(given["steps"] * 7 / 3)      # the shares of the recipes
-    train(**given | dict(out=place, objective="diffusion", teacher=None, guidance=None, steps=steps,
-                         final_timesteps=None, resume=resume and bool(checkpoints_in(Path(place)))))
+    given = given | dict(objective="diffusion", teacher=None, guidance=None, steps=steps, final_timesteps=None)
+    if _is_model(Path(place)) and not given["only_plan"]:
+        done = from_pretrained(place).notes["recipe"].get("command")
+        asked = _command(train, {k: v for k, v in given.items() if k not in _NOT_THE_MODEL})
+        if done == asked: return
+        raise ValueError(f"{place} was made by another command ({done}); choose another folder, "
+                         f"or name it: --teacher {place}")
+    train(**given, out=place, resume=resume and bool(checkpoints_in(Path(place))))
 
-def _say_plan(trainer):
+_NOT_THE_MODEL = "root", "tracker", "checkpoint_every", "only_plan"
+
+def _say_plan(trainer, name:str=""):
     "Print size, time and memory of a run"
     found = plan(trainer)
     if not trainer.accelerator.is_main_process: return
     facts, config = describe(trainer.data), getattr(trainer.net, "config", {})
     classes = f", {facts['num_classes']} classes" if facts["num_classes"] else ""
     sizes = " and ".join(f"{k} {config[k]}" for k in ("channels", "patch") if k in config)
-    print(f"{len(trainer.data):,} images, {' x '.join(map(str, facts['shape']))}{classes}; a U-Net "
+    print(f"{name}{len(trainer.data):,} images, {' x '.join(map(str, facts['shape']))}{classes}; a U-Net "
           f"{f'with {sizes}' if sizes else 'of diffusers'}, {found['weights'] / 1e6:.1f} million weights\n"
           f"a step of {trainer.batch_size}: {found['seconds']:.2g} s, {found['gigabytes']:.1f} GB; "
           f"{trainer.steps - trainer.step:,} steps: {found['hours'] * 60:,.0f} minutes")
+
+def _say_student(images, recipe:dict, objective):
+    "Print the plan of a student, with a new network in the place of its teacher"
+    net = new_network(describe(images), recipe)
+    objective = dataclasses.replace(objective, denoiser=copy.deepcopy(net), sigma_data=net.sigma_data)
+    names = "steps", "batch_size", "precision"
+    _say_plan(Trainer(net, images, objective=objective, channels_last=True,
+                      conditions=("class_labels",) if net.config["num_classes"] else (),
+                      **{k: recipe[k] for k in names}), "then its student: ")
 
 def _run_folder(out:str|None, data:str, objective:str) -> Path:
     "The folder of a run; named after the data and the method if none was asked for"
@@ -150,10 +196,17 @@ def _numbers(text:str) -> list[float]:
         raise ValueError("expected numbers separated by commas, such as 80,0.8, "
                          f"got {text!r}") from None
 
-def _classes(text:str|None) -> list[int]|None:
-    "Classes separated by commas"
-    try: return None if text is None else [check_integer(v, "labels", 0) for v in _numbers(text)]
+def _whole_numbers(text:str, name:str, low:int) -> list[int]:
+    "Whole numbers separated by commas"
+    try: return [check_integer(v, name, low) for v in _numbers(text)]
     except TypeError as e: raise ValueError(str(e)) from None
+
+def _classes(text:str|None, net) -> list[int]|None:
+    "Classes separated by commas, by their numbers or, where the model notes them, by their names"
+    if text is None: return None
+    names = net.notes.get("classes") or []
+    parts = [str(names.index(p.strip())) if p.strip() in names else p for p in text.split(",")]
+    return _whole_numbers(",".join(parts), "labels", 0)
 
 def _picture_to_write(path:str|None, default:str) -> Path:
     "Where a picture goes; at `default`, for which nobody asked, only pictures of ours are replaced"
@@ -168,7 +221,7 @@ def sample(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     n:int=16, # how many
     sigmas:str|None=None, # noise levels, descending, with commas; 80,0.8 if not given, of a diffusion model 18
-    labels:str|None=None, # classes, separated by commas, repeated as needed
+    labels:str|None=None, # classes or their names, separated by commas, repeated as needed
     seed:int=0, # of the noise
     columns:int=8, # images in a row
     out:str|None=None, # picture to write; samples.png if not given
@@ -176,7 +229,7 @@ def sample(
     "Draw samples of a checkpoint"
     path, columns = _picture_to_write(out, "samples.png"), check_integer(columns, "columns", 1)
     levels, net = sigmas and _numbers(sigmas), load_image_model(model, diffusion=True)
-    x = draw(net, n, levels, _classes(labels), seed)
+    x = draw(net, n, levels, _classes(labels, net), seed)
     save_grid(x, path, columns)
     print(f"{n} images are in {path}")
 
@@ -239,17 +292,25 @@ def evaluate(
     if name == "avatars": rows |= _counts(samples, images, labels, seeds, second)
     print_table(rows)
     if path:
-        x = samples(sigmas=(80., second), seed=0)[:10]
+        x = draw(net, 10, (80., second))
         save_grid(torch.cat([x, training[nearest(x, training)[0]]]), path, len(x))
         print(f"ten samples, and below each the nearest training image, are in {path}")
 
 def _real_images(net, name:str, own:bool, root:str) -> tuple:
     "Images for training, their classes, others, and theirs; classes are `None` if `net` has none"
     shape, folder, device = net.notes["shape"], {}, next(net.parameters()).device
+    known = net.notes.get("opened", {})
+    if own and known: name = known["folder"]
     if is_folder(name):
         folder = dict(channels=shape[0], labels=num_classes_of(net) > 0)
-        if own: folder |= net.notes.get("opened", {})
+        if os.path.abspath(name) == known.get("folder"):
+            folder = {k: v for k, v in known.items() if k != "folder"}
     sets = [open_data(name, shape[-1], root, part, **folder) for part in (True, False)]
+    if folder.get("labels") and ImageFolder(name, labels=True).classes != net.notes.get("classes"):
+        raise ValueError(f"the classes of the model are {net.notes.get('classes')}, {name} has others")
+    if folder.get("mirror"):        # what was not held out has its mirror images among the others
+        plain = open_data(name, shape[-1], root, True, **folder | {"mirror": False})
+        if len(plain) == len(sets[1]) and torch.equal(plain.tensors[0], sets[1].tensors[0]): sets[0] = plain
     if not all(isinstance(d, TensorDataset) for d in sets):
         raise ValueError(f"{name} is too large for the memory")
     (training, *y), (images, *z) = ([t.to(device) for t in d.tensors] for d in sets)
@@ -258,6 +319,7 @@ def _real_images(net, name:str, own:bool, root:str) -> tuple:
                          f"{list(images.shape[1:])}")
     if num_classes_of(net) and not y:
         raise ValueError(f"the model has classes, but {name} has none")
+    if len(images) < 4: raise ValueError(f"only {len(images)} images are there to compare with, or were held out")
     if torch.equal(training, images): training = images             # there is no other part
     return (training, y[0], images, z[0]) if num_classes_of(net) else (training, None, images, None)
 

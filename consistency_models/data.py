@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 from functools import partial
+from hashlib import sha256
 from importlib.resources import files
 from operator import index
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from .avatars import avatar_classes, draw_avatars
+from .avatars import avatar_classes, draw_avatars, stored_avatars
 from .checks import check_floating, check_integer, check_number
 from .pictures import FORMATS, OTHER_FORMATS, picture_to_tensor, read_image
 from .utils import randn_like
@@ -75,8 +76,7 @@ def load_avatars(
     train:bool=True, # 20,000 faces, or 4,000 others
 ) -> tuple[Tensor, Tensor, Tensor]: # images `(n, 3, 16, 16)`, classes `(n,)`, attributes `(n, 17)`
     "Faces, in [-1, 1], that come with this package; their attributes are `avatar_attributes`"
-    with np.load(str(files("consistency_models") / "data_files" / "avatars.npz")) as f:
-        attributes = torch.from_numpy(f["train" if train else "test"]).long()
+    attributes = stored_avatars(train)
     return draw_avatars(attributes), avatar_classes(attributes), attributes
 
 # %% ../nbs/10_data.ipynb #02d71390
@@ -228,6 +228,8 @@ def _subfolders(files:list[Path], path:Path) -> tuple[list[str], list[int]]:
         raise ValueError(f"with labels every picture must lie in the subfolder of its class, "
                          f"but {loose[0]} does not")
     names = sorted({first for first, *_ in places})
+    if len(names) < 2:
+        raise ValueError(f"with labels there must be two subfolders or more, but {path} has {names}")
     return names, [names.index(first) for first, *_ in places]
 
 # %% ../nbs/10_data.ipynb #9c35b261
@@ -274,7 +276,7 @@ def open_data(
 ) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
     "A data set by its name or folder"
     if is_folder(name): return open_folder(name, size or 32, train=train, **folder)
-    if given := [k for k, v in folder.items() if v != _FOLDER[k]]:
+    if given := [k for k, v in folder.items() if v != _FOLDER.get(k)]:
         raise ValueError(f"{given[0]} is for a folder of images, and {name} is none")
     if name == "shapes":
         n, seed = (20_000, 0) if train else (4_000, 1)
@@ -295,7 +297,7 @@ def is_folder(
     name:str, # as for `open_data`
 ) -> bool: # and not the name of a set
     "Does a name of data mean a folder?"
-    return name not in _SETS and Path(name).expanduser().is_dir()
+    return name not in (*_SETS, "shapes") and Path(name).expanduser().is_dir()
 
 _SETS = {"digits": (8, lambda train: load_digits()),
          "avatars": (16, lambda train: load_avatars(train)[:2])}
@@ -322,10 +324,20 @@ def open_folder(
 ) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
     "The pictures of a folder, for training or held out"
     images, share = ImageFolder(path, size, channels, labels), check_number(hold_out, "hold_out", 0, 0.9)
-    held = [math.floor((i + 1) * share) > math.floor(i * share) for i in range(len(images))]
-    chosen = [i for i, out in enumerate(held) if out != train or not any(held)]
-    data = in_memory(Subset(images, chosen))
+    held = _held_out(images, Path(path).expanduser(), share)
+    if share and train and not any(held):
+        warnings.warn(f"none of the {len(images)} pictures in {path} is held out, so samples can "
+                      "only be compared with the pictures for training", stacklevel=2)
+    data = in_memory(Subset(images, [i for i, out in enumerate(held) if out != train or not any(held)]))
     return in_memory(_Mirrored(data)) if mirror and train else data
+
+def _held_out(images:ImageFolder, path:Path, share:float) -> list[bool]:
+    "Is each picture held out? A number made from its name decides, from 0 to 1"
+    number = lambda file: int(sha256(file.relative_to(path).as_posix().encode()).hexdigest()[:8], 16)
+    held = [number(file) < share * 16**8 for file in images.files]
+    classes = images.labels or [0] * len(images)
+    kept = {c for c, out in zip(classes, held) if not out}
+    return [out and c in kept for c, out in zip(classes, held)]
 
 class _Mirrored(Dataset):
     "Each image twice, the second time with left and right exchanged"

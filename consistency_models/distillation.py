@@ -17,7 +17,7 @@ from .consistency_training import (
     Levels, Objective, karras_grid, squared_error)
 from .diffusion import as_denoiser, check_solver
 from .parameterization import (
-    input_scaling, noise_conditioning, output_scaling, skip_scaling)
+    input_scaling, noise_conditioning, one_level_each, output_scaling, skip_scaling)
 from .paths import heun_step
 from .utils import (
     as_double, at_least_float32, average_of, bare_network, draw_device, pad_dims_like,
@@ -148,6 +148,7 @@ class DiffusersNetwork(nn.Module):
 
     def forward(self, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
         "The raw network $F$ for which $c_{skip} x + c_{out} F$ is the model's best guess"
+        sigma = one_level_each(sigma, x)
         s = pad_dims_like(sigma, x).to(at_least_float32(x.dtype))
         if self.predicts == "consistency":      # made for this very call: Song et al. (2023)
             scaled = (input_scaling(s, self.sigma_data) * x).to(x.dtype)

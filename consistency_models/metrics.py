@@ -238,9 +238,11 @@ def recognition_rate(
     if answers.ndim != 2 or len(answers) != len(images) or not answers.isfinite().all():
         raise ValueError(f"the classifier must answer with finite values, shape ({len(images)}, "
                          f"num_classes), got shape {tuple(answers.shape)}, or NaN")
-    sizes = getattr(classifier, "sizes", (answers.shape[1],))
+    sizes, columns = getattr(classifier, "sizes", (answers.shape[1],)), labels.reshape(len(labels), -1)
+    if len(sizes) != columns.shape[1]:
+        raise ValueError(f"the classifier names {len(sizes)} attributes, labels {columns.shape[1]}")
     named = torch.stack([part.argmax(1) for part in answers.split(sizes, 1)], 1)
-    return named.eq(labels.reshape(len(labels), -1)).float().mean().item()
+    return named.eq(columns).float().mean().item()
 
 def _check_labels(images:Tensor, labels:Tensor) -> Tensor:
     "The classes in int64, or an error unless each image has one, a whole number from 0"
@@ -258,15 +260,16 @@ def real_pairs(
     images:Tensor, # real images, shape `(n, ...)`
     training:Tensor, # those a model was trained on; the same, if there are no others
     pairs:int=5, # how many
-) -> list[tuple[Tensor, Tensor, Tensor]]: # two sets, and where the second lies in `images`
+) -> list[tuple[Tensor, Tensor, Tensor]]: # two sets, and which samples to compare with the first
     "Pairs of sets of real images, equally large: two halves, or all and as many for training"
-    found = []
+    found, n = [], min(len(images), len(training))
+    same = training.shape == images.shape and torch.equal(training, images)
     for s in range(check_integer(pairs, "pairs", 1)):
-        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(s))
-        if training is images:
-            a, b = order.chunk(2)
-            found.append((images[a], images[b], b))
-        else: found.append((images, training[order[:len(images)]], torch.arange(len(images))))
+        generator = torch.Generator().manual_seed(s)
+        some = torch.randperm(len(images), generator=generator)[:n]
+        a, b = some.split(n // 2)[:2] if same else (some, some)
+        other = images[b] if same else training[torch.randperm(len(training), generator=generator)[:n]]
+        found.append((images[a], other, b))
     return found
 
 # %% ../nbs/30_metrics.ipynb #7617cfe8
@@ -386,8 +389,9 @@ def measure(
     second:float=0.8, # noise level of the second of two steps
 ) -> dict[str, list[float]]: # a number for each seed
     "How good are the samples of a model?"
-    pairs = real_pairs(images, training, seeds)
-    features = getattr(judge, "features", judge)
+    pairs, features = real_pairs(images, training, seeds), getattr(judge, "features", judge)
+    if labels is not None and features is judge:
+        raise TypeError("labels need a classifier as the judge, since features name no class")
     def draws(sigmas): return [draw(sigmas=sigmas, seed=s) for s in range(seeds)]
     def distances(samples):
         return [frechet_distance(a, x[i.to(x.device)], features)

@@ -67,7 +67,8 @@ def _diffusers_config(net:DiffusersNetwork) -> dict:
 def _diffusers_network(model:dict, scheduler:dict, sigma_data:float) -> DiffusersNetwork:
     "Build a network of diffusers from its configuration"
     kind = _scheduler(scheduler["class"])
-    own = kind.from_config({k: v for k, v in scheduler.items() if k != "class"})
+    with torch.device("cpu"):           # its tables are numbers, also where weights are not made
+        own = kind.from_config({k: v for k, v in scheduler.items() if k != "class"})
     return DiffusersNetwork(_diffusers().UNet2DModel.from_config(model), own, sigma_data)
 
 def _scheduler(name:str) -> type:
@@ -157,7 +158,7 @@ def _read_weights(config:dict, path) -> nn.Module:
 
 # %% ../nbs/34_pretrained.ipynb #6cca6a03
 def save_pretrained(
-    net:nn.Module, # a `UNet` or an `MLP`, such as the `average` of a `Trainer`
+    net:nn.Module, # a network of this package, such as the `average` of a `Trainer`
     folder:str|Path, # where to; made if it does not exist
     license:str|None=None, # of the weights, such as `"mit"`; the card claims none if `None`
     **notes, # `shape`, `title`, `description`, `recipe`, `quality`, ...; anything JSON can hold
@@ -171,7 +172,7 @@ def save_pretrained(
     model.save_pretrained(folder, config=config, model_card_kwargs=card)
 
 def push_to_hub(
-    net:nn.Module, # a `UNet` or an `MLP`
+    net:nn.Module, # a network of this package
     repo_id:str, # such as `"your-name/your-model"`
     private:bool|None=None, # visible to you alone
     token:str|None=None, # the one of `hf auth login` if `None`
@@ -373,6 +374,7 @@ def from_diffusers(
     network = diffusers.UNet2DModel.from_pretrained(name, subfolder=subfolder,
                                                     use_safetensors=True, **kwargs)
     net = DiffusersNetwork(network, scheduler, sigma_data)
-    net.notes = {"shape": [net.in_channels, *2 * [network.config.sample_size]]}
+    size = network.config.sample_size
+    net.notes = {"shape": [net.in_channels, *([size, size] if isinstance(size, int) else size)]}
     if net.predicts != "consistency": net.notes["recipe"] = {"objective": "diffusion"}
     return net.eval().requires_grad_(False)

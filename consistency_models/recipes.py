@@ -55,7 +55,7 @@ def network_for(
     if size > largest:
         raise ValueError(f"there is no recipe for images of {size} pixels, only for up to "
                          f"{largest}; make them smaller, or give channels and patch")
-    return _NETWORKS[min(s for s in _NETWORKS if s >= size)]
+    return dict(_NETWORKS[min(s for s in _NETWORKS if s >= size)])
 
 # %% ../nbs/35_recipes.ipynb #dfc592f3
 OBJECTIVES = {
@@ -177,28 +177,32 @@ def make_trainer(
 
 # %% ../nbs/35_recipes.ipynb #f89dcab2
 def plan(
-    trainer:Trainer, # that has not begun; it is left as it is
-    steps:int=3, # that are timed
-) -> dict: # `weights`, `seconds` of a step, `hours` of the run, `gigabytes`
+    trainer:Trainer, # that has not begun, or was resumed; it is left as it is
+    steps:int=3, # that are timed, after a first one
+) -> dict: # `weights`, `seconds` of a step, `hours` that are left, `gigabytes`
     "Size, time and memory of a run, measured on a copy of it"
-    net, cuda = copy.deepcopy(trainer.net), trainer.device.type == "cuda"
-    trial = dataclasses.replace(trainer, net=net, out=None, tracker=None)
-    if cuda: torch.cuda.reset_peak_memory_stats(trainer.device)
-    run, kept = trial.train(), {}
+    cuda = trainer.device if trainer.device.type == "cuda" else None
+    if cuda: torch.cuda.reset_peak_memory_stats(cuda)
+    before = torch.cuda.memory_allocated(cuda) if cuda else 0
+    trial = dataclasses.replace(trainer, net=copy.deepcopy(trainer.net), steps=steps + 1,
+                                out=None, tracker=None, accelerator=None)
+    run, kept, times = trial.train(), {}, []
     def keep(t):
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t): next(run)
-    start = time.perf_counter()
-    for _ in range(min(steps, trainer.steps - 1)): next(run)
-    if cuda: torch.cuda.synchronize(trainer.device)
-    seconds = (time.perf_counter() - start) / max(1, min(steps, trainer.steps - 1))
+    for _ in range(steps):
+        if cuda: torch.cuda.synchronize(cuda)
+        start = time.perf_counter()
+        next(run)
+        if cuda: torch.cuda.synchronize(cuda)
+        times.append(time.perf_counter() - start)
     run.close()
-    weights = sum(p.numel() for p in net.parameters())
-    memory = (torch.cuda.max_memory_allocated(trainer.device) if cuda else
+    weights, seconds = sum(p.numel() for p in trial.net.parameters()), sum(times) / steps
+    memory = (torch.cuda.max_memory_allocated(cuda) - before if cuda else
               20 * weights + sum(kept.values()))
-    return {"weights": weights, "seconds": seconds, "hours": seconds * trainer.steps / 3600,
-            "gigabytes": memory / 1e9}
+    return {"weights": weights, "seconds": seconds, "gigabytes": memory / 1e9,
+            "hours": seconds * (trainer.steps - trainer.step) / 3600}
 
 # %% ../nbs/35_recipes.ipynb #b4b2f3a3
 def save_run(

@@ -139,19 +139,25 @@ def test_subfolders_are_classes_where_that_is_asked_for(tmp_path):
     data = ImageFolder(tmp_path, 4, labels=True)
     assert data.classes == ["a", "b", "c"] and [label for _, label in data] == [0, 0, 1, 2]
     assert describe(data)["num_classes"] == 3 and ImageFolder(tmp_path, 4).classes == []
+    picture(tmp_path / "one" / "class" / "5.png")
+    with pytest.raises(ValueError, match=r"two subfolders or more, but .* has \['class'\]"): ImageFolder(tmp_path / "one", 4, labels=True)
     picture(tmp_path / "loose.png")
     with pytest.raises(ValueError, match="must lie in the subfolder of its class, but .*loose.png does not"): ImageFolder(tmp_path, 4, labels=True)
 
 
 def test_a_part_of_a_folder_is_held_out_from_every_class(tmp_path):
-    """Both parts are the whole, share nothing, and each class loses its share"""
+    """Both parts are the whole and share nothing; other files change nothing; no class is lost"""
     for i in range(40): picture(tmp_path / f"{i // 20}" / f"{i:02}.png", (6 * i, 0, 0))
-    opened = dict(labels=True, hold_out=0.2)
-    parts = [open_data(str(tmp_path), 4, train=part, **opened).tensors for part in (True, False)]
-    assert [len(x) for x, _ in parts] == [32, 8] and parts[1][1].tolist() == [0] * 4 + [1] * 4
-    reds = torch.cat([x[:, 0, 0, 0] for x, _ in parts])
-    assert len(reds.unique()) == 40
-    assert len(open_data(str(tmp_path), 4)) == len(open_data(str(tmp_path), 4, train=False)) == 40
+    def reds(train, hold_out=0.2): return open_data(str(tmp_path), 4, train=train, labels=True, hold_out=hold_out).tensors
+    (x, y), (held, z) = reds(True), reds(False)
+    assert len(x) + len(held) == 40 == len(torch.cat([x, held])[:, 0, 0, 0].unique()) and 3 <= len(held) <= 16 and set(z.tolist()) == {0, 1}
+    for name in ("0/00.png", "0/07.png"): (tmp_path / name).unlink()
+    picture(tmp_path / "0" / "new.png", (1, 0, 0))
+    assert not set(reds(False)[0][:, 0, 0, 0].tolist()) & set(x[:, 0, 0, 0].tolist())
+    for i in range(3): picture(tmp_path / "lonely" / f"{i}.png")
+    assert set(reds(True, 0.9)[1].tolist()) == {0, 1, 2}
+    assert len(open_data(str(tmp_path), 4)) == len(open_data(str(tmp_path), 4, train=False)) == 42
+    with pytest.warns(UserWarning, match="none of the 42 pictures .* is held out"): open_data(str(tmp_path), 4, hold_out=1e-6)
     with pytest.raises(ValueError, match="hold_out must be finite, at least 0 and at most 0.9"): open_data(str(tmp_path), 4, hold_out=1.)
     with pytest.raises(ValueError, match="mirror is for a folder of images, and digits is none"): open_data("digits", mirror=True)
 

@@ -134,12 +134,13 @@ def test_nearest_neighbors_are_exact_and_copies_are_found():
 def test_real_images_are_compared_in_equal_numbers():
     """Two halves that share nothing where there is one set; else all, and as many of those for training"""
     images, training = gaussian(30, 6), gaussian(100, 6, seed=1)
-    for a, b, where in real_pairs(images, images, 3):
+    for a, b, where in real_pairs(images, images.clone(), 3):
         assert len(a) == len(b) == 15 and torch.equal(images[where], b)
         assert len(torch.cat([a, b]).unique(dim=0)) == 30
     for a, b, where in real_pairs(images, training, 3):
-        assert a is images and torch.equal(images[where], images) and len(b.unique(dim=0)) == 30
+        assert torch.equal(images[where], a) and len(a) == len(a.unique(dim=0)) == len(b.unique(dim=0)) == 30
         assert (nearest(b, training)[1] == 0).all()
+    assert [len(t) for t in real_pairs(training, images)[0]] == [30, 30, 30]
 
 
 def test_a_perfect_model_has_no_consistency_error_and_a_known_fault_has_its_size():
@@ -259,6 +260,7 @@ def test_a_model_that_recites_is_told_by_its_copies_alone():
     halves, one, two, recognized, again, closer = rows.values()
     assert all(0.8 * h < o < 1.2 * h for h, o in zip(2 * halves, one + two))
     assert min(recognized + again) > 95 and closer == [100, 100]
+    with pytest.raises(TypeError, match="labels need a classifier"): measure(draw, images, labels, images, judge.features)
     alone = measure(draw, images, None, images, judge.features, seeds=2)
     assert list(alone.values()) == [halves, one, two, closer]           # without classes nothing is recognized
 
@@ -273,6 +275,7 @@ def test_a_classifier_of_several_attributes_reads_each():
     assert judge.sizes == (6, 8, 2) and judge.features(images[:5]).shape == (5, 256)
     assert recognition_rate(images[3000:], shown[3000:], judge) > 0.95
     assert recognition_rate(images[3000:], shown[3000:].roll(1, 0), judge) < 0.5
+    with pytest.raises(ValueError, match="names 3 attributes, labels 1"): recognition_rate(images[:9], shown[:9, 0], judge)
 
 
 def test_the_table_shows_mean_and_range(capsys):

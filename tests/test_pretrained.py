@@ -112,12 +112,12 @@ def test_one_step_equals_the_pipeline_of_diffusers(pipeline):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "consistency"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "Euler", "consistency"])
 def test_networks_of_diffusers_are_saved_trained_further_and_loaded(kind, pipeline, tmp_path):
     """A start from a folder of diffusers answers as the model does, and the trained one comes back as it was"""
     diffusers, folder = pytest.importorskip("diffusers"), pipeline[0]
     if kind != "consistency":
-        scheduler = diffusers.DDPMScheduler(prediction_type=kind)
+        scheduler = diffusers.EulerDiscreteScheduler() if kind == "Euler" else diffusers.DDPMScheduler(prediction_type=kind)
         diffusers.DDPMPipeline(pipeline[1].unet, scheduler).save_pretrained(folder := tmp_path / "ddpm")
     x, labels = gaussian(8, 3, 16, 16).clamp(-1, 1), torch.arange(8) % 5
     net = from_diffusers(folder)

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 FILE = Path(__file__).parents[1] / "consistency_models" / "data_files" / "avatars.npz"
-SKIN = "skin_color"
 
 
 def polygons(path):
