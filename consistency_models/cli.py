@@ -66,7 +66,7 @@ def train(
     hold_out:float=0.1, # of a folder: share of the images that is kept from training, to measure by
     root:str="data", # where torchvision's files are, or go
     tracker:str|None=None, # such as tensorboard
-    start:str|None=None, # trained weights to go on from, as for teacher; the teacher's for cd, scd
+    start:str|None=None, # trained weights to go on from; where the teacher begins, if one is trained
     only_plan:bool=False, # say what network it would be, how large and how slow, and stop
 ):
     "Train a consistency model, or a diffusion model; the weights end in OUT/model.safetensors"
