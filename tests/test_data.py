@@ -149,7 +149,7 @@ def test_a_part_of_a_folder_is_held_out_from_every_class(tmp_path):
     """Both parts are the whole and share nothing; other files change nothing; no class is lost"""
     for i in range(40): picture(tmp_path / f"{i // 20}" / f"{i:02}.png", (6 * i, 0, 0))
     def reds(train, hold_out=0.2): return open_data(str(tmp_path), 4, train=train, labels=True, hold_out=hold_out).tensors
-    (x, y), (held, z) = reds(True), reds(False)
+    (x, _), (held, z) = reds(True), reds(False)
     assert len(x) + len(held) == 40 == len(torch.cat([x, held])[:, 0, 0, 0].unique()) and 3 <= len(held) <= 16 and set(z.tolist()) == {0, 1}
     for name in ("0/00.png", "0/07.png"): (tmp_path / name).unlink()
     picture(tmp_path / "0" / "new.png", (1, 0, 0))
