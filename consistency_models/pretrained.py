@@ -357,7 +357,7 @@ def load_image_model(
     if is_diffusion(net) and not diffusion:
         name = "this" if model is net else model
         raise ValueError(f"{name} is a diffusion model, which needs many small steps; distill it: "
-                         "consistency-models train --objective cd --teacher ...")
+                         "consistency-models train --teacher ...")
     return net.to(device or default_device()).eval()
 
 # %% ../nbs/34_pretrained.ipynb #a17944a7
