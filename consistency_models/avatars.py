@@ -90,8 +90,8 @@ def draw_avatars(
 def _check_attributes(attributes:Tensor) -> Tensor:
     "The table itself, on the CPU, or an error unless it is one of attributes"
     known = avatar_attributes()
-    if not isinstance(attributes, Tensor) or attributes.ndim != 2 or attributes.shape[1] != len(known):
-        got = getattr(attributes, "shape", type(attributes).__name__)
+    got = getattr(attributes, "shape", type(attributes).__name__)
+    if not isinstance(attributes, Tensor) or len(got) != 2 or got[1] != len(known):
         raise ValueError(f"attributes must be a tensor of shape (n, {len(known)}), got {got}")
     if attributes.is_floating_point() or attributes.is_complex():
         raise TypeError(f"attributes must be whole numbers, got {attributes.dtype}")
@@ -105,7 +105,7 @@ def _check_attributes(attributes:Tensor) -> Tensor:
 @torch.no_grad()
 def read_avatars(
     images:Tensor, # images in [-1, 1], shape `(n, 3, 16, 16)`
-) -> tuple[Tensor, Tensor]: # attributes, shape `(n, 17)`, and distance of their drawing, shape `(n,)`
+) -> tuple[Tensor, Tensor]: # attributes `(n, 17)`, and the distance of their drawing `(n,)`
     "What is each face made of? The largest difference of a pixel says how far that is from certain"
     check_floating(images, "images")
     if images.ndim != 4 or images.shape[1:] != (3, 16, 16):
@@ -175,7 +175,7 @@ def avatar_classes(
 def count_avatars(
     images:Tensor, # samples in [-1, 1], shape `(n, 3, 16, 16)`
     labels:Tensor|None=None, # the classes that were asked for, shape `(n,)`
-    tolerance:float=0.25, # a face is whole if no pixel is further from a drawing; black to white is 2
+    tolerance:float=0.25, # of each pixel of a whole face from a drawing; black to white is 2
 ) -> dict[str, float]: # shares, from 0 to 1
     "How many are whole, and copied; and of the whole ones, as asked for, of each kind, and new?"
     attributes, error = read_avatars(images)
@@ -185,7 +185,8 @@ def count_avatars(
     table, some = attributes[whole], max(1, int(whole.sum()))
     seen = [torch.bincount(column, minlength=len(values)) > 0
             for column, values in zip(table.T, avatar_attributes().values())]
-    looks = lambda t: torch.stack(_columns(t, "background", "skin_color", "clothing_color", "mouth"), 1)
+    shown = "background", "skin_color", "clothing_color", "mouth"
+    looks = lambda t: torch.stack(_columns(t, *shown), 1)
     before = set(map(tuple, looks(known).tolist()))
     new = sum(tuple(look) not in before for look in looks(table).tolist())
     copies = _nearest_difference(images.cpu().float(), draw_avatars(known)) <= tolerance
@@ -197,5 +198,6 @@ def count_avatars(
 
 def _nearest_difference(images:Tensor, known:Tensor) -> Tensor:
     "The largest difference of a pixel to the nearest known image, shape `(n,)`"
-    found = [known[torch.cdist(x.flatten(1), known.flatten(1)).argmin(1)] for x in images.split(500)]
+    flat, parts = known.flatten(1), images.split(500)
+    found = [known[torch.cdist(x.flatten(1), flat).argmin(1)] for x in parts]
     return (images - torch.cat(found)).abs().flatten(1).amax(1)

@@ -45,7 +45,7 @@ from .watching import progress
 # %% ../nbs/45_cli.ipynb #8ca479e5
 def train(
     data:str="digits", # digits, avatars, a set of torchvision such as MNIST, or a folder of images
-    out:str|None=None, # folder for checkpoints and weights; runs/NAME or NAME-OBJECTIVE if not given
+    out:str|None=None, # folder for checkpoints and weights; runs/NAME(-OBJECTIVE) if not given
     objective:str="cd", # the method: diffusion, ct, ict, cd, ect, sct or scd
     teacher:str|None=None, # for cd and scd, a diffusion model; trained first if not given
     guidance:float|None=None, # weight of the labels in the teacher's answers; 1 if not given
@@ -66,16 +66,18 @@ def train(
     hold_out:float=0.1, # of a folder: share of the images that is kept from training, to measure by
     root:str="data", # where torchvision's files are, or go
     tracker:str|None=None, # such as tensorboard
-    start:str|None=None, # trained weights to go on from; where the teacher begins, if one is trained
+    start:str|None=None, # trained weights to go on from; it is the teacher that does, if one is trained
     only_plan:bool=False, # say what network it would be, how large and how slow, and stop
 ):
     "Train a consistency model, or a diffusion model; the weights end in OUT/model.safetensors"
     given = {k: v for k, v in locals().items()
              if k not in ("out", "checkpoint_every", "resume", "root", "tracker", "only_plan")}
-    folder, opened = _run_folder(out, data, objective), _folder_options(data, labels, gray, mirror, hold_out)
+    folder = _run_folder(out, data, objective)
+    opened = _folder_options(data, labels, gray, mirror, hold_out)
     alone = objective not in ("cd", "scd") or teacher is not None
     if (start or teacher) and (channels or patch):
-        raise ValueError("the network is that of the weights to start from; leave channels and patch out")
+        raise ValueError("the network is that of the weights to start from; "
+                         "leave channels and patch out")
     if not alone: teacher = str(folder / "teacher")
     recipe = recipe_for(data, objective, steps=steps, batch_size=batch_size, patch=patch,
                         learning_rate=learning_rate, final_timesteps=final_timesteps,
@@ -113,7 +115,8 @@ def _folder_options(data:str, labels:bool, gray:bool, mirror:bool, hold_out:floa
     if is_folder(data):
         return dict(channels=1 if gray else 3, labels=labels, mirror=mirror, hold_out=hold_out)
     usual = signature(train).parameters["hold_out"].default
-    for name, chosen in dict(labels=labels, gray=gray, mirror=mirror, hold_out=hold_out != usual).items():
+    given = dict(labels=labels, gray=gray, mirror=mirror, hold_out=hold_out != usual)
+    for name, chosen in given.items():
         if chosen: raise ValueError(f"{name} is for a folder of images, and {data} is none")
     return {}
 
@@ -121,17 +124,20 @@ def _notes(data:str, opened:dict) -> dict:
     "What `evaluate` must know of a folder: where it is, how it was opened, and its classes"
     if not opened: return {}
     classes = ImageFolder(data, labels=True).classes if opened["labels"] else None
-    return {"opened": opened | {"folder": os.path.abspath(os.path.expanduser(data))}, "classes": classes}
+    folder = os.path.abspath(os.path.expanduser(data))
+    return {"opened": opened | {"folder": folder}, "classes": classes}
 
 def _check_run(folder:Path, resume:bool, only_plan:bool):
     "Raise if a run cannot begin in its folder, or cannot go on there"
     if only_plan: return
     check_folder(folder, "be a folder")
     refuse_foreign_files(folder)
-    begun = checkpoints_in(folder) or checkpoints_in(folder / "teacher") or _is_model(folder / "teacher")
+    teacher = folder / "teacher"
+    begun = checkpoints_in(folder) or checkpoints_in(teacher) or _is_model(teacher)
     if resume and not begun: raise ValueError(f"there is no checkpoint in {folder} to resume from")
     if begun and not resume:
-        raise ValueError(f"{folder} holds an earlier run; go on with --resume, or choose another folder")
+        raise ValueError(f"{folder} holds an earlier run; go on with --resume, "
+                         "or choose another folder")
 
 def _is_model(folder:Path) -> bool:
     "Does a folder hold a whole model?"
@@ -140,7 +146,8 @@ def _is_model(folder:Path) -> bool:
 def _train_teacher(place:str, resume:bool, given:dict):
     "Train the diffusion model of a student that has none, or go on with it, or leave it as it is"
     steps = given["steps"] and round(given["steps"] * 7 / 3)      # the shares of the recipes
-    given = given | dict(objective="diffusion", teacher=None, guidance=None, steps=steps, final_timesteps=None)
+    given = given | dict(objective="diffusion", teacher=None, guidance=None, steps=steps,
+                         final_timesteps=None)
     if _is_model(Path(place)) and not given["only_plan"]:
         done = from_pretrained(place).notes["recipe"].get("command")
         asked = _command(train, {k: v for k, v in given.items() if k not in _NOT_THE_MODEL})
@@ -158,15 +165,17 @@ def _say_plan(trainer, name:str=""):
     facts, config = describe(trainer.data), getattr(trainer.net, "config", {})
     classes = f", {facts['num_classes']} classes" if facts["num_classes"] else ""
     sizes = " and ".join(f"{k} {config[k]}" for k in ("channels", "patch") if k in config)
-    print(f"{name}{len(trainer.data):,} images, {' x '.join(map(str, facts['shape']))}{classes}; a U-Net "
-          f"{f'with {sizes}' if sizes else 'of diffusers'}, {found['weights'] / 1e6:.1f} million weights\n"
+    kind, shape = f"with {sizes}" if sizes else "of diffusers", " x ".join(map(str, facts["shape"]))
+    print(f"{name}{len(trainer.data):,} images, {shape}{classes}; "
+          f"a U-Net {kind}, {found['weights'] / 1e6:.1f} million weights\n"
           f"a step of {trainer.batch_size}: {found['seconds']:.2g} s, {found['gigabytes']:.1f} GB; "
           f"{trainer.steps - trainer.step:,} steps: {found['hours'] * 60:,.0f} minutes")
 
 def _say_student(images, recipe:dict, objective):
     "Print the plan of a student, with a new network in the place of its teacher"
     net = new_network(describe(images), recipe)
-    objective = dataclasses.replace(objective, denoiser=copy.deepcopy(net), sigma_data=net.sigma_data)
+    objective = dataclasses.replace(objective, denoiser=copy.deepcopy(net),
+                                    sigma_data=net.sigma_data)
     names = "steps", "batch_size", "precision"
     _say_plan(Trainer(net, images, objective=objective, channels_last=True,
                       conditions=("class_labels",) if net.config["num_classes"] else (),
@@ -269,7 +278,7 @@ def edit(
 # %% ../nbs/45_cli.ipynb #3fe55fd7
 def evaluate(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
-    data:str|None=None, # digits, avatars, a set of torchvision, or a folder; that of its training if not given
+    data:str|None=None, # as for train; that of the model's training if not given
     root:str="data", # where torchvision's files are, or go
     seeds:int=3, # sampling seeds
     second:float=0.8, # noise level of the second of two steps
@@ -307,10 +316,11 @@ def _real_images(net, name:str, own:bool, root:str) -> tuple:
             folder = {k: v for k, v in known.items() if k != "folder"}
     sets = [open_data(name, shape[-1], root, part, **folder) for part in (True, False)]
     if folder.get("labels") and ImageFolder(name, labels=True).classes != net.notes.get("classes"):
-        raise ValueError(f"the classes of the model are {net.notes.get('classes')}, {name} has others")
+        raise ValueError(f"the classes of the model are {net.notes.get('classes')}, "
+                         f"{name} has others")
     if folder.get("mirror"):        # what was not held out has its mirror images among the others
         plain = open_data(name, shape[-1], root, True, **folder | {"mirror": False})
-        if len(plain) == len(sets[1]) and torch.equal(plain.tensors[0], sets[1].tensors[0]): sets[0] = plain
+        if torch.equal(plain.tensors[0], sets[1].tensors[0]): sets[0] = plain
     if not all(isinstance(d, TensorDataset) for d in sets):
         raise ValueError(f"{name} is too large for the memory")
     (training, *y), (images, *z) = ([t.to(device) for t in d.tensors] for d in sets)
@@ -319,7 +329,8 @@ def _real_images(net, name:str, own:bool, root:str) -> tuple:
                          f"{list(images.shape[1:])}")
     if num_classes_of(net) and not y:
         raise ValueError(f"the model has classes, but {name} has none")
-    if len(images) < 4: raise ValueError(f"only {len(images)} images are there to compare with, or were held out")
+    if len(images) < 4:
+        raise ValueError(f"only {len(images)} images are there to compare with, or were held out")
     if torch.equal(training, images): training = images             # there is no other part
     return (training, y[0], images, z[0]) if num_classes_of(net) else (training, None, images, None)
 

@@ -229,7 +229,8 @@ def _subfolders(files:list[Path], path:Path) -> tuple[list[str], list[int]]:
                          f"but {loose[0]} does not")
     names = sorted({first for first, *_ in places})
     if len(names) < 2:
-        raise ValueError(f"with labels there must be two subfolders or more, but {path} has {names}")
+        raise ValueError("with labels there must be two subfolders or more, "
+                         f"but {path} has {names}")
     return names, [names.index(first) for first, *_ in places]
 
 # %% ../nbs/10_data.ipynb #9c35b261
@@ -323,18 +324,20 @@ def open_folder(
     train:bool=True, # the others, or those; all in both cases if none is held out
 ) -> Dataset: # of images in [-1, 1], or of pairs `(image, label)`
     "The pictures of a folder, for training or held out"
-    images, share = ImageFolder(path, size, channels, labels), check_number(hold_out, "hold_out", 0, 0.9)
+    images = ImageFolder(path, size, channels, labels)
+    share = check_number(hold_out, "hold_out", 0, 0.9)
     held = _held_out(images, Path(path).expanduser(), share)
     if share and train and not any(held):
         warnings.warn(f"none of the {len(images)} pictures in {path} is held out, so samples can "
                       "only be compared with the pictures for training", stacklevel=2)
-    data = in_memory(Subset(images, [i for i, out in enumerate(held) if out != train or not any(held)]))
+    chosen = [i for i, out in enumerate(held) if out != train or not any(held)]
+    data = in_memory(Subset(images, chosen))
     return in_memory(_Mirrored(data)) if mirror and train else data
 
 def _held_out(images:ImageFolder, path:Path, share:float) -> list[bool]:
     "Is each picture held out? A number made from its name decides, from 0 to 1"
-    number = lambda file: int(sha256(file.relative_to(path).as_posix().encode()).hexdigest()[:8], 16)
-    held = [number(file) < share * 16**8 for file in images.files]
+    names = [file.relative_to(path).as_posix().encode() for file in images.files]
+    held = [int(sha256(name).hexdigest()[:8], 16) < share * 16**8 for name in names]
     classes = images.labels or [0] * len(images)
     kept = {c for c, out in zip(classes, held) if not out}
     return [out and c in kept for c, out in zip(classes, held)]

@@ -112,7 +112,7 @@ class ConsistencyDistillation(Distillation):
 # %% ../nbs/21_distillation.ipynb #92006332
 #| code-fold: true
 class DiffusersNetwork(nn.Module):
-    "A model of diffusers as a network, diffusion or consistency: Karras et al. (2022), appendix C.3"
+    "A model of diffusers, of either kind, as a network: Karras et al. (2022), appendix C.3"
     def __init__(self,
         model:nn.Module, # of diffusers, called as `model(x, t, **kwargs)`, such as a `UNet2DModel`
         scheduler, # the one it was trained with, such as a `DDPMScheduler`

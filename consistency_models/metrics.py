@@ -214,7 +214,7 @@ def train_classifier(
                          f"got {tuple(images.shape)}")
     some = torch.linspace(0, len(labels) - 1, min(2000, len(labels))).long().to(labels.device)
     columns = labels[some].reshape(len(some), -1).T
-    chance = sum(c.bincount().max().item() for c in columns) / columns.numel()   # by always the same
+    chance = sum(c.bincount().max().item() for c in columns) / columns.numel()
     for rate in (2e-3, 1e-3, 5e-4, 2.5e-4):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -238,7 +238,8 @@ def recognition_rate(
     if answers.ndim != 2 or len(answers) != len(images) or not answers.isfinite().all():
         raise ValueError(f"the classifier must answer with finite values, shape ({len(images)}, "
                          f"num_classes), got shape {tuple(answers.shape)}, or NaN")
-    sizes, columns = getattr(classifier, "sizes", (answers.shape[1],)), labels.reshape(len(labels), -1)
+    sizes = getattr(classifier, "sizes", (answers.shape[1],))
+    columns = labels.reshape(len(labels), -1)
     if len(sizes) != columns.shape[1]:
         raise ValueError(f"the classifier names {len(sizes)} attributes, labels {columns.shape[1]}")
     named = torch.stack([part.argmax(1) for part in answers.split(sizes, 1)], 1)
@@ -250,7 +251,8 @@ def _check_labels(images:Tensor, labels:Tensor) -> Tensor:
     if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
         got = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"labels must be a tensor of whole numbers, got {got}")
-    if labels.shape[:1] != images.shape[:1] or labels.ndim > 2 or labels.numel() == 0 or labels.min() < 0:
+    fits = labels.shape[:1] == images.shape[:1] and labels.ndim <= 2 and labels.numel() > 0
+    if not fits or labels.min() < 0:
         raise ValueError(f"labels must hold one class, a number from 0, for each of {len(images)} "
                          f"images, got shape {tuple(labels.shape)}, or a class below 0")
     return labels.long()
@@ -268,8 +270,8 @@ def real_pairs(
         generator = torch.Generator().manual_seed(s)
         some = torch.randperm(len(images), generator=generator)[:n]
         a, b = some.split(n // 2)[:2] if same else (some, some)
-        other = images[b] if same else training[torch.randperm(len(training), generator=generator)[:n]]
-        found.append((images[a], other, b))
+        others = torch.randperm(len(training), generator=generator)[:n]
+        found.append((images[a], images[b] if same else training[others], b))
     return found
 
 # %% ../nbs/30_metrics.ipynb #7617cfe8

@@ -44,8 +44,9 @@ RECIPES = {
 }
 
 # %% ../nbs/35_recipes.ipynb #4afd32e9
-_NETWORKS = {16: dict(channels=(64, 128), patch=1), 32: dict(channels=(64, 128), patch=2),
-             64: dict(channels=(64, 128, 192), patch=2), 128: dict(channels=(64, 128, 192), patch=4)}
+_NETWORKS = {
+    16: dict(channels=(64, 128), patch=1), 32: dict(channels=(64, 128), patch=2),
+    64: dict(channels=(64, 128, 192), patch=2), 128: dict(channels=(64, 128, 192), patch=4)}
 
 def network_for(
     size:int, # width or height of the images, whichever is larger
@@ -92,14 +93,15 @@ def recipe_for(
 
 # %% ../nbs/35_recipes.ipynb #8f6e08de
 def trained_network(
-    start:str|Path, # a bundled checkpoint, a folder, a repository of the Hub, or a folder of diffusers
+    start:str|Path, # a bundled checkpoint, a folder (also of diffusers), or a repository
     facts:dict, # of the data, as `describe` gives them
 ) -> nn.Module: # with weights that can be trained
     "A trained network that fits the data, ready to be trained further"
     diffusers = Path(start, "model_index.json").expanduser().is_file()
     net = from_diffusers(start) if diffusers else from_pretrained(start)
     if diffusers and net.predicts != "consistency": net.sigma_data = facts["sigma_data"]
-    known = {"in_channels": getattr(net, "in_channels", None), "num_classes": num_classes_of(net) or None}
+    known = {"in_channels": getattr(net, "in_channels", None),
+             "num_classes": num_classes_of(net) or None}
     for name, wanted in (("in_channels", facts["shape"][0]), ("num_classes", facts["num_classes"])):
         if known[name] != wanted:
             raise ValueError(f"{start} does not fit the data: its {name} is {known[name]}, "
@@ -114,8 +116,9 @@ def new_network(
     channels, *sizes = facts["shape"]
     given = {k: recipe[k] for k in ("channels", "patch") if recipe[k] is not None}
     if len(given) < 2: given = network_for(max(sizes)) | given
+    dropout = recipe.get("label_dropout", 0.) if facts["num_classes"] else 0.
     net = UNet(channels, num_classes=facts["num_classes"], sigma_data=facts["sigma_data"],
-               label_dropout=recipe.get("label_dropout", 0.) if facts["num_classes"] else 0., **given)
+               label_dropout=dropout, **given)
     if any(size % net.factor for size in sizes):
         raise ValueError(f"height and width must be divisible by {net.factor} for the network with "
                          f"channels={given['channels']} and patch={given['patch']}, got {sizes}")
