@@ -1,7 +1,7 @@
 """Zero-shot editing against simple baselines, on held-out images. Run as `python benchmarks/editing.py --root DATA`.
 
-The first test digits of MNIST (read by torchvision from DATA) with the bundled model `mnist`, and new color shapes with
-the bundled model `shapes`; both are told the class. PSNR and SSIM compare each image with its truth, the Fréchet
+The first test digits of MNIST (read by torchvision from DATA) with the bundled model `mnist`, and new avatars with
+the bundled model `avatars`; both are told the class. PSNR and SSIM compare each image with its truth, the Fréchet
 distance compares all results with all truths in the features of a classifier. Each result of the models is measured for
 several seeds, and so is their mean over the seeds, which is closer to the truth and blurred. The results go to
 `benchmarks/results/editing.json`.
@@ -15,12 +15,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio as psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from consistency_models import (
-    color_shapes,
     colorize,
     denoise,
     frechet_distance,
     from_pretrained,
     inpaint,
+    load_avatars,
     preset_mask,
     super_resolve,
     torchvision_dataset,
@@ -74,17 +74,17 @@ def digits_tasks(x, labels):
     yield "denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
 
 
-def shapes_tasks(x, labels):
-    """The same for color shapes"""
-    net, generator = from_pretrained("shapes", x.device), torch.Generator().manual_seed(100)
+def faces_tasks(x, labels):
+    """The same for avatars"""
+    net, generator = from_pretrained("avatars", x.device), torch.Generator().manual_seed(100)
     gray = (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
-    yield "color shapes: colorize", lambda g: colorize(net, gray, generator=g, class_labels=labels), {"gray": gray.expand_as(x)}
-    low = F.avg_pool2d(x, 4)
-    enlarged = {"nearest": F.interpolate(low, scale_factor=4), "bicubic": F.interpolate(low, scale_factor=4, mode="bicubic")}
-    yield "color shapes: enlarge 4 times", lambda g: super_resolve(net, low, 4, generator=g, class_labels=labels), enlarged
+    yield "avatars: colorize", lambda g: colorize(net, gray, generator=g, class_labels=labels), {"gray": gray.expand_as(x)}
+    low = F.avg_pool2d(x, 2)
+    enlarged = {"nearest": F.interpolate(low, scale_factor=2), "bicubic": F.interpolate(low, scale_factor=2, mode="bicubic")}
+    yield "avatars: enlarge 2 times", lambda g: super_resolve(net, low, 2, generator=g, class_labels=labels), enlarged
     noisy = x + 0.5 * torch.randn(x.shape, generator=generator).to(x)
     smooth = {"noisy": noisy.clamp(-1, 1), "best Gaussian filter": best_blur(noisy, x)}
-    yield "color shapes: denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
+    yield "avatars: denoise, σ = 0.5", lambda g: denoise(net, noisy, 0.5, class_labels=labels), smooth
 
 
 def score(results, truth, features):
@@ -120,11 +120,11 @@ def main():
     test = torchvision_dataset("MNIST", options.root, train=False, download=False)
     x, labels = zip(*(test[i] for i in range(options.n)))
     x, labels = torch.stack(x).to(device), torch.tensor(labels, device=device)
-    shapes, kinds = (t.to(device) for t in color_shapes(options.n, generator=torch.Generator().manual_seed(1)))
+    faces, kinds, _ = (t[:options.n].to(device) for t in load_avatars(False))
     features = {"digits": train_classifier(training, classes, 1500).features,
-                "shapes": train_classifier(*(t.to(device) for t in color_shapes(4000, generator=torch.Generator().manual_seed(2)))).features}
+                "avatars": train_classifier(*(t.to(device) for t in load_avatars()[::2])).features}
     rows = []
-    for tasks, truth, kind in ((digits_tasks(x, labels), x, "digits"), (shapes_tasks(shapes, kinds), shapes, "shapes")):
+    for tasks, truth, kind in ((digits_tasks(x, labels), x, "digits"), (faces_tasks(faces, kinds), faces, "avatars")):
         for row in measure(tasks, truth, features[kind], options.seeds):
             rows.append(row)
             print(" | ".join(row.values()), flush=True)

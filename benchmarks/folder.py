@@ -3,7 +3,8 @@
 A diffusion model and then its student, as `consistency-models train --data FOLDER --labels --mirror
 --precision bf16` trains them, for each size of the pictures and each time, which decides the steps and the
 span of the average. A tenth of the pictures is held out; two-step samples are compared with
-them by the Fréchet distance in the features of a classifier of the subfolders, which are the classes.
+them by the Fréchet distance in the features of a classifier of the subfolders, which are the classes; it
+looks at pictures of at most 32 pixels.
 `real` is that distance for as many pictures of the training part. Each run has a process of its own.
 
     python benchmarks/folder.py PICTURES --sizes 16 32 64 --minutes 1 10
@@ -21,6 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from common import parser, pick_device, write
 
 from consistency_models import frechet_distance, from_pretrained, sample, train_classifier
@@ -31,6 +33,11 @@ from consistency_models.recipes import make_trainer, plan, recipe_for, save_run
 
 SHARES = {"diffusion": 0.7, "cd": 0.3}      # of the time, as in the recipes
 SECOND = 1.                                 # noise level of the second step
+
+
+def small(x):
+    """Pictures as the judge sees them"""
+    return F.avg_pool2d(x, max(1, x.shape[-1] // 32))
 
 
 def run(folder, size, minutes, threads, keep):
@@ -45,20 +52,21 @@ def run(folder, size, minutes, threads, keep):
         recipe = recipe_for("images", objective, precision="bf16", **given)
         seconds = plan(make_trainer(data, recipe), 5)["seconds"]
         recipe["steps"] = max(1, round(60 * minutes * share / seconds))
-        recipe["ema_decay"] = min(recipe["ema_decay"], 1 - 20 / recipe["steps"]) if recipe["steps"] > 20 else 0.
+        recipe["ema_decay"] = max(0., min(recipe["ema_decay"], 1 - 20 / recipe["steps"]))
         trainer = make_trainer(data, recipe)
         found |= {f"{objective}_{k}": v for k, v in plan(trainer, 5).items()}
         found |= {f"{objective}_steps": recipe["steps"]}
         for _ in trainer.train(): pass
         save_run(trainer, latest := Path(keep) / f"{size}-{minutes:g}-{objective}", str(folder), recipe)
     seconds, net = time.perf_counter() - start, from_pretrained(latest, device)
-    judge = train_classifier(training.to(device), data.tensors[1].to(device), 2000)
+    judge = train_classifier(small(training).to(device), data.tensors[1].to(device), 2000)
     draws = [sample(net, len(real), (80., SECOND), labels, s) for s in range(3)]
     save_grid(draws[0][:32], Path(keep) / f"{size}-{minutes:g}.png", 8)
-    distance = lambda x, y=real: frechet_distance(y, x, judge.features)
+    distance = lambda x, y=real: frechet_distance(small(y), small(x), judge.features)
     return {"size": size, "minutes": minutes, "seconds": seconds, "images": len(data) // 2, "held_out": len(real),
             "channels": list(net.config["channels"]), "patch": net.config["patch"], **found,
-            "distance": [distance(x) for x in draws], "real": statistics.mean(distance(b) for _, b, _ in real_pairs(real, training.to(device), 3))}
+            "distance": [distance(x) for x in draws],
+            "real": statistics.mean(distance(b) for _, b, _ in real_pairs(real, training.to(device), 3))}
 
 
 def main():

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from .checks import check_integer, check_number
-from .avatars import count_avatars
+from .avatars import AVATAR_CLASSES, count_avatars
 from .checkpoints import checkpoints_in
 from .data import ImageFolder, describe, is_folder, load_avatars, open_data
 from .demo import check_folder, demo
@@ -121,7 +121,8 @@ def _folder_options(data:str, labels:bool, gray:bool, mirror:bool, hold_out:floa
     return {}
 
 def _notes(data:str, opened:dict) -> dict:
-    "What `evaluate` must know of a folder: where it is, how it was opened, and its classes"
+    "The names of the classes; of a folder, also where it is and how it was opened, for `evaluate`"
+    if data == "avatars": return {"classes": list(AVATAR_CLASSES)}
     if not opened: return {}
     classes = ImageFolder(data, labels=True).classes if opened["labels"] else None
     folder = os.path.abspath(os.path.expanduser(data))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/43_editor.ipynb #35370b98
-from .data import color_shapes, load_digits
+from .data import load_avatars, load_digits
 from consistency_models.editing import (
     LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image,
     super_resolve)
@@ -34,13 +34,14 @@ def _stroke_to_image(net, x, mask, colors, sigmas, **options):
     return painted, stroke_to_image(net, painted, sigmas, **options)
 
 def _enlarge(net, x, mask, colors, sigmas, **options):
-    low = F.avg_pool2d(x, 4)
-    return F.interpolate(low, scale_factor=4.), super_resolve(net, low, 4, sigmas, **options)
+    factor = 4 if x.shape[-1] > 16 else 2
+    low = F.avg_pool2d(x, factor)
+    return F.interpolate(low, scale_factor=factor), super_resolve(net, low, factor, sigmas, **options)
 
 def _colorize(net, x, mask, colors, sigmas, **options):
     if x.shape[1] != 3:
         raise ValueError("this model draws in gray; colorize needs one of color pictures, "
-                         "such as shapes")
+                         "such as avatars")
     gray = (x * torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
     return gray.expand(-1, 3, -1, -1), colorize(net, gray, sigmas, **options)
 
@@ -83,7 +84,7 @@ def _examples(
     "Pictures to edit: data that comes with the package, or samples of the model"
     shape, data = net.notes["shape"], net.notes.get("recipe", {}).get("data")
     if data == "digits": x, y = (t[-n:] for t in load_digits())
-    elif data == "shapes": x, y = color_shapes(n, shape[1], torch.Generator().manual_seed(7))
+    elif data == "avatars": x, y = (t[:n] for t in load_avatars(False)[:2])
     else:
         x, classes = sample(net, n, seed=7), num_classes_of(net)
         y = torch.arange(n) % classes if classes else torch.full((n,), -1)
@@ -109,7 +110,7 @@ class EditingExplorer(Live):
     def __init__(self, net, task:str):
         self.net, self.shape = net, tuple(net.notes["shape"])
         if task == "colorize" and self.shape[0] != 3:
-            raise ValueError("colorize needs a model of color pictures, such as shapes")
+            raise ValueError("colorize needs a model of color pictures, such as avatars")
         self.images, self.labels = _examples(net)
         self.number, self.own = 0, None
         height, width = self.shape[1:]

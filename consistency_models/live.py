@@ -165,6 +165,7 @@ def level_slider(name:str, value:float, low:float=0.02, high:float=80.):
         value, min=top - 0.02 * steps, max=top, step=0.02, description=name, readout_format=".3g")
 
 def label_menu(net):
-    "A menu of the classes of a network; -1 for each in turn"
-    options = [("each in turn", -1)] + [(str(i), i) for i in range(num_classes_of(net))]
+    "A menu of the classes of a network, by name where it notes them; -1 for each in turn"
+    names = getattr(net, "notes", {}).get("classes") or map(str, range(num_classes_of(net)))
+    options = [("each in turn", -1)] + [(name, i) for i, name in enumerate(names)]
     return ipywidgets.Dropdown(options=options, description="class")

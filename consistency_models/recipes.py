@@ -35,8 +35,6 @@ RECIPES = {
                    final_timesteps=40, ema_decay=0.99, precision=None),
     "MNIST": dict(channels=(48, 96), patch=2, steps=24_000, batch_size=64, learning_rate=1e-3,
                   final_timesteps=80, ema_decay=0.999, precision="bf16"),
-    "shapes": dict(channels=(48, 96), patch=2, steps=12_000, batch_size=64, learning_rate=1e-3,
-                   final_timesteps=80, ema_decay=0.999, precision="bf16"),
     "avatars": dict(channels=(64, 128), patch=2, steps=20_000, batch_size=128, learning_rate=1e-3,
                     final_timesteps=80, ema_decay=0.999, precision="bf16"),
     "images": dict(channels=None, patch=None, steps=24_000, batch_size=64, learning_rate=1e-3,

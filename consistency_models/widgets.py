@@ -33,7 +33,7 @@ def app(
     make = {
         "Sampling": lambda: sampling_explorer("mnist", device),
         "Inpainting": lambda: editing_explorer("mnist", device=device),
-        "Painting": lambda: editing_explorer("shapes", "stroke to image", device),
+        "Painting": lambda: editing_explorer("avatars", "stroke to image", device),
         "Paths": trajectory_explorer, "Schedule": schedule_explorer,
         "Parameterization": parameterization_explorer, "Training steps": timesteps_explorer,
         "Loss": huber_explorer}

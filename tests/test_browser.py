@@ -25,7 +25,7 @@ from consistency_models.widgets import sampling_explorer
 pytestmark = pytest.mark.slow
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PAGES = {
-    "sampling": "sampling_explorer('digits')", "painter": "editing_explorer('digits')", "strokes": "editing_explorer('shapes', 'stroke to image')",
+    "sampling": "sampling_explorer('digits')", "painter": "editing_explorer('digits')", "strokes": "editing_explorer('avatars', 'stroke to image')",
     "paths": "trajectory_explorer()", "schedule": "schedule_explorer()", "app": "app()"}
 DASHBOARD = """
 import torch

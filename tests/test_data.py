@@ -1,4 +1,4 @@
-"""Data: points, digits, color shapes, sets of torchvision, folders, names, and sigma_data."""
+"""Data: points, digits, avatars, sets of torchvision, folders, names, and sigma_data."""
 import inspect
 import json
 import math

@@ -18,8 +18,8 @@ from consistency_models.editor import TASKS, _examples, _read_upload, edit_pictu
 from consistency_models.pictures import to_png
 
 pytestmark = pytest.mark.usefixtures("no_threads")
-digits, shapes = from_pretrained("digits"), from_pretrained("shapes")
-digit, shape = _examples(digits)[0][:1], _examples(shapes)[0][:1]
+digits, faces, mnist = (from_pretrained(name) for name in ("digits", "avatars", "mnist"))
+digit, face = _examples(digits)[0][:1], _examples(faces)[0][:1]
 own = to_png((torch.rand(3, 40, 60) * 255).byte())
 
 
@@ -35,25 +35,26 @@ def test_inpainting_keeps_what_is_not_painted_and_hides_the_rest():
     assert not torch.equal(results[0], results[1])
 
 
-@pytest.mark.parametrize("net, x", ((digits, digit), (shapes, shape)), ids=("gray", "color"))
+@pytest.mark.parametrize("net, x", ((digits, digit), (faces, face)), ids=("gray", "color"))
 def test_strokes_are_laid_on_the_picture_and_remain_visible(net, x):
     mask, colors = painted(x)
     given, results = edit_picture(net, "stroke to image", x, (mask, colors), 2, [0.3])
     assert torch.equal(given, torch.where(mask == 1, 1., x)) and results[..., -2:, :].mean() > 0.6
 
 
-def test_enlarging_keeps_the_averages_of_four_by_four_pixels():
-    given, results = edit_picture(shapes, "enlarge", shape, n=2, sigmas=[80., 1.])
-    low = F.avg_pool2d(shape, 4)
-    assert given.shape == shape.shape and torch.allclose(F.avg_pool2d(given, 4), low, atol=1e-5)
-    assert (F.avg_pool2d(results, 4) - low).abs().mean() < 0.02
+@pytest.mark.parametrize("net, x, factor", ((faces, face, 2), (mnist, _examples(mnist)[0][:1], 4)), ids=("two", "four"))
+def test_enlarging_keeps_the_averages_of_blocks_of_pixels(net, x, factor):
+    given, results = edit_picture(net, "enlarge", x, n=2, sigmas=[80., 1.])
+    low = F.avg_pool2d(x, factor)
+    assert given.shape == x.shape and torch.allclose(F.avg_pool2d(given, factor), low, atol=1e-5)
+    assert (F.avg_pool2d(results, factor) - low).abs().mean() < 0.02
 
 
 def test_colorizing_keeps_the_luminance():
-    given, results = edit_picture(shapes, "colorize", shape, n=2, sigmas=[80., 1.])
+    given, results = edit_picture(faces, "colorize", face, n=2, sigmas=[80., 1.])
     gray = lambda x: torch.einsum("nchw,c->nhw", x, torch.tensor(LUMINANCE))
-    assert torch.allclose(given[:, 0], gray(shape), atol=1e-5) and given.shape == shape.shape
-    assert (gray(results) - gray(shape)).abs().mean() < 0.05
+    assert torch.allclose(given[:, 0], gray(face), atol=1e-5) and given.shape == face.shape
+    assert (gray(results) - gray(face)).abs().mean() < 0.05
 
 
 def test_denoising_comes_back_near_the_picture():
@@ -70,7 +71,7 @@ def test_interpolation_has_the_two_noises_at_its_ends():
 # ---------------------------------------------------------------- Keeps its promises
 
 def test_the_editor_draws_each_task():
-    live, seen = editing_explorer(shapes), set()
+    live, seen = editing_explorer(faces), set()
     live.controls["rounds"].value = 1
     for task in TASKS:
         live.controls["task"].value = task
@@ -105,7 +106,7 @@ def test_next_picture_takes_its_class_along_and_keeps_the_mask():
 
 
 def test_a_painting_goes_with_its_picture():
-    live = editing_explorer(shapes, "stroke to image")
+    live = editing_explorer(faces, "stroke to image")
     live.surface.set_mask(preset_mask("left", 32, 32))
     live.show_image(1)
     assert live.surface.strokes == "" and picture(live)

@@ -100,4 +100,7 @@ def test_a_slider_of_levels_starts_on_one_of_its_steps_and_ends_at_80():
 
 def test_the_menu_of_classes_has_each_class_or_none():
     assert label_menu(UNet()).options == (("each in turn", -1),)
-    assert label_menu(UNet(num_classes=2)).options == (("each in turn", -1), ("0", 0), ("1", 1))
+    two = UNet(num_classes=2)
+    assert label_menu(two).options == (("each in turn", -1), ("0", 0), ("1", 1))
+    two.notes = {"classes": ["cat", "dog"]}
+    assert label_menu(two).options == (("each in turn", -1), ("cat", 0), ("dog", 1))

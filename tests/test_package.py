@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from test_project import FILES, ROOT, relative, settings
 
-MODELS = {"digits", "mnist", "mnist-continuous", "mnist-diffusion", "mnist-distilled", "mnist-easy", "shapes"}
+MODELS = {"digits", "mnist", "mnist-continuous", "mnist-diffusion", "mnist-distilled", "mnist-easy", "avatars"}
 
 NOTEBOOKS = ["index.ipynb", "34_pretrained.ipynb"]
 pytestmark = pytest.mark.slow
@@ -91,7 +91,7 @@ def test_package_comes_from_the_wheel(installed, tmp_path):
 
 
 def test_command_of_the_wheel_samples(installed, tmp_path):
-    run(installed.parent / "consistency-models", "sample", "shapes", "--n", "4",
+    run(installed.parent / "consistency-models", "sample", "avatars", "--n", "4",
         "--out", tmp_path / "four.png", cwd=tmp_path, env=clean_environment())
     assert (tmp_path / "four.png").read_bytes().startswith(b"\x89PNG")
 

@@ -179,7 +179,7 @@ def test_a_license_is_claimed_only_where_one_is_named(tmp_path, license, line):
 
 def test_bundled_models_load_without_a_network_and_keep_their_license(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert set(bundled_checkpoints()) >= {"digits", "mnist", "mnist-diffusion", "shapes"}
+    assert set(bundled_checkpoints()) >= {"digits", "mnist", "mnist-diffusion", "avatars"}
     for name in bundled_checkpoints():
         assert {"title", "shape", "recipe", "quality"} <= set(from_pretrained(name).notes)
         assert "license: mit" in (WEIGHTS / name / "README.md").read_text()
@@ -356,7 +356,7 @@ def test_what_cannot_be_saved_leaves_everything_as_it_was(tmp_path):
 
 def test_names_that_lead_nowhere():
     for name in ("nothing", "a/b/c", "/no/such/folder", "../digits/x", "", "~/nofolder", "./nofolder", "nofolder/", "a b/c", ".hidden/x"):
-        with pytest.raises(ValueError, match=r"there is no model .* a bundled model \(digits, mnist, .*shapes\), a folder that exists, or a repository"): from_pretrained(name)
+        with pytest.raises(ValueError, match=r"there is no model .* a bundled model \(avatars, digits, mnist, .*\), a folder that exists, or a repository"): from_pretrained(name)
 
 
 @pytest.mark.parametrize("changes", [

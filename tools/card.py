@@ -1,7 +1,7 @@
 """Draw nbs/images/card.png, the picture on the home page and on cards: `python tools/card.py`.
 
-Everything on it is made by the bundled models: digits in one step, hidden halves filled in, coarse
-pictures sharpened.
+Everything on it is made by the bundled models, with the first seed: faces and digits from noise, and hidden
+halves filled in.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from consistency_models import color_shapes, from_pretrained, inpaint, super_resolve, trajectory
+from consistency_models import from_pretrained, inpaint, trajectory
 
 OUT = Path(__file__).parent.parent / "nbs/images/card.png"
 SIDE, GAP = 0.74, 0.05  # of a picture and between pictures, in inches
@@ -20,22 +20,16 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def digits():
-    """Noise, what one step makes of it, the same without its lower half, and that half filled in"""
-    net, asked = from_pretrained("mnist"), torch.arange(10)
-    y = torch.empty(10, 1, 28, 28)
-    (_, noise, drawn), = trajectory(net, y, [80.0], generator=seeded(5), class_labels=asked)
-    hole = torch.zeros(28, 28)
-    hole[14:] = 1
-    filled = inpaint(net, drawn, hole, generator=seeded(1), class_labels=asked)
+def drawn_and_filled(name, asked, others, part):
+    """Noise, what two steps make of it, the same with a part hidden, and filled in for other classes"""
+    net, asked = from_pretrained(name), torch.tensor(asked)
+    channels, height, width = net.notes["shape"]
+    y = torch.empty(10, channels, height, width)
+    (_, noise, _), (_, _, drawn) = trajectory(net, y, [80.0, 0.5], generator=seeded(0), class_labels=asked)
+    hole = torch.zeros(height, width)
+    hole[part] = 1
+    filled = inpaint(net, drawn, hole, generator=seeded(0), class_labels=torch.tensor(others))
     return [noise / 240, drawn, torch.where(hole == 1, -0.4, drawn), filled]
-
-
-def shapes():
-    """Pictures of 8 by 8 pixels, and the same enlarged four times"""
-    net, (images, labels) = from_pretrained("shapes"), color_shapes(10, 32, generator=seeded(7))
-    low = torch.nn.functional.avg_pool2d(images, 4)
-    return [low, super_resolve(net, low, 4, generator=seeded(0), class_labels=labels)]
 
 
 def row(fig, images, left, top, name):
@@ -57,11 +51,12 @@ def draw():
     center = {"ha": "center", "va": "center"}
     font = {"fontsize": 26, "family": "DejaVu Sans Mono", "weight": "bold"}
     fig.text(0.5, 0.945, "consistency_models", **font, **center)
-    line = ("one step from noise to a picture; "
-            "the same network fills in and sharpens, untrained for either")
+    line = "from noise to a picture in two steps; the same network fills in what is hidden, untrained for it"
     fig.text(0.5, 0.88, line, fontsize=14, color="0.3", **center)
-    names = ["noise", "one step", "half hidden", "filled in", "8 × 8 pixels", "32 × 32"]
-    for i, (images, name) in enumerate(zip(digits() + shapes(), names)):
+    faces = drawn_and_filled("avatars", [0, 1] * 5, [2, 3] * 5, slice(7))
+    digits = drawn_and_filled("mnist", range(10), range(10), slice(14, None))
+    names = ["noise", "two steps", "half hidden", "with a hat", "half hidden", "filled in"]
+    for i, (images, name) in enumerate(zip(faces + digits[2:], names)):
         row(fig, images, 2.8, 1.1 + i * (SIDE + GAP) + 0.14 * (i // 2), name)
     fig.savefig(OUT)
 

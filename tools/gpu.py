@@ -285,7 +285,7 @@ def main():
     parser.add_argument("--minutes-total", type=float, default=9, help="for all parts together")
     parser.add_argument("--quick", action="store_true", help="shortened, as it is without a GPU")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
-    parser.add_argument("--train", metavar="NAME", help="digits, MNIST, shapes, or a folder of images")
+    parser.add_argument("--train", metavar="NAME", help="digits, avatars, MNIST, or a folder of images")
     parser.add_argument("--minutes", type=float, default=3, help="for the training")
     parser.add_argument("--data-root", type=expanded, default=Path("data"), help="where torchvision's files are")
     parser.add_argument("--recipe", type=json.loads, default={}, metavar="JSON", help="changes to the recipe, such as '{\"batch_size\": 256}'")
