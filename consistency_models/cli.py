@@ -48,7 +48,7 @@ def train(
     out:str|None=None, # folder for checkpoints and weights; runs/NAME(-OBJECTIVE) if not given
     objective:str="cd", # the method: diffusion, ct, ict, cd, ect, sct or scd
     teacher:str|None=None, # for cd and scd, a diffusion model; trained first if not given
-    guidance:float|None=None, # weight of the labels in the teacher's answers; 1 if not given
+    guidance:str|None=None, # weight of the labels in the teacher's answers, or three: the lowest, usual and highest that the model can be asked for; 1 if not given
     steps:int|None=None, # optimizer steps; each data set has a recipe for what is not given
     seed:int=0, # of the weights, the batches and the noise
     checkpoint_every:int=1000, # steps between checkpoints
@@ -81,10 +81,9 @@ def train(
     if not alone: teacher = str(folder / "teacher")
     recipe = recipe_for(data, objective, steps=steps, batch_size=batch_size, patch=patch,
                         learning_rate=learning_rate, final_timesteps=final_timesteps,
-                        precision=precision, teacher=teacher, guidance=guidance,
+                        precision=precision, teacher=teacher, guidance=_weights(guidance),
                         channels=_whole_numbers(channels, "channels", 1) if channels else None)
     if patch is not None: check_integer(patch, "patch", 1)
-    if guidance is not None: check_number(guidance, "guidance", 0)
     _check_run(folder, resume, only_plan)               # at the end is too late
     if only_plan: tracker = None
     accelerator = new_accelerator(recipe["precision"], tracker, folder)
@@ -109,6 +108,16 @@ def train(
         save_run(trainer, folder, data, recipe, _command(train, given), **notes)
         print(f"the weights are in {folder}/model.safetensors")
     trainer.accelerator.wait_for_everyone()             # a student reads them in every process
+
+def _weights(guidance) -> float|tuple|None:
+    "One guidance weight, or three"
+    if guidance is None: return None
+    weights = _numbers(str(guidance))
+    for weight in weights: check_number(weight, "guidance", 0)
+    if len(weights) == 1: return weights[0]
+    if len(weights) == 3 and weights[0] <= weights[1] <= weights[2]: return tuple(weights)
+    raise ValueError("guidance must be one weight, or three: the lowest, the usual and the "
+                     f"highest, such as 0,1.5,8; got {guidance}")
 
 def _folder_options(data:str, labels:bool, gray:bool, mirror:bool, hold_out:float) -> dict:
     "How a folder is opened; other data have no such choices"
@@ -232,6 +241,7 @@ def sample(
     n:int=16, # how many
     sigmas:str|None=None, # noise levels, descending, with commas; 80,0.8 if not given, of a diffusion model 18
     labels:str|None=None, # classes or their names, separated by commas, repeated as needed
+    weight:float|None=None, # guidance weight, if the model takes one or is a diffusion model
     seed:int=0, # of the noise
     columns:int=8, # images in a row
     out:str|None=None, # picture to write; samples.png if not given
@@ -239,7 +249,7 @@ def sample(
     "Draw samples of a checkpoint"
     path, columns = _picture_to_write(out, "samples.png"), check_integer(columns, "columns", 1)
     levels, net = sigmas and _numbers(sigmas), load_image_model(model, diffusion=True)
-    x = draw(net, n, levels, _classes(labels, net), seed)
+    x = draw(net, n, levels, _classes(labels, net), seed, weight=weight)
     save_grid(x, path, columns)
     print(f"{n} images are in {path}")
 

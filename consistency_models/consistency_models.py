@@ -14,6 +14,7 @@ from consistency_models.distillation import *
 from consistency_models.easy import *
 from consistency_models.editing import *
 from consistency_models.improved_consistency_training import *
+from consistency_models.latents import *
 from consistency_models.losses import *
 from consistency_models.metrics import *
 from consistency_models.networks import *

@@ -129,10 +129,10 @@ def _walk_down(denoiser, x, levels, solver):
 # %% ../nbs/20_diffusion.ipynb #f4b57ec1
 def guided(
     net:Callable, # a network or a denoiser, which also answers without conditions
-    weight:float, # $w$: 0 without conditions, 1 with them, above 1 exaggerated
+    weight:float|None=None, # $w$: 0 without conditions, 1 with them; `None`: given at each call
 ) -> Callable: # the same kind of thing
     "Classifier-free guidance, $D_w = D(x) + w (D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
-    weight = check_number(weight, "weight", 0)
+    if weight is not None: check_number(weight, "weight", 0)
     if not callable(net) or isinstance(net, ConsistencyFunction):
         raise TypeError("net must be a network, or a denoiser D(x, sigma, **kwargs), "
                         f"got {type(net).__name__}")
@@ -145,18 +145,22 @@ def guided(
                         f"got {type(net).__name__}")
     return partial(_guide, net, weight)
 
-def _guide(net:Callable, weight:float, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
+def _guide(net:Callable, fixed:float|None, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
     "Both answers, mixed; of networks too: $D$ is a multiple of the output plus one of $x$"
-    return torch.lerp(net(x, sigma), net(x, sigma, **kwargs), weight)
+    weight = kwargs.pop("weight", 1.) if fixed is None else fixed
+    without, told = net(x, sigma), net(x, sigma, **kwargs)
+    if isinstance(weight, Tensor): weight = pad_dims_like(weight.expand(len(x)), x).to(without.dtype)
+    return torch.lerp(without, told, weight)
 
 # %% ../nbs/20_diffusion.ipynb #931a7847
 #| code-fold: true
 class Guided(nn.Module):
     "A network under guidance, which is a network again"
-    def __init__(self, net:nn.Module, weight:float):
+    def __init__(self, net:nn.Module, weight:float|None):
         super().__init__()
         self.net, self.weight = net, weight
-        self.register_buffer("saved_weight", torch.tensor(weight))  # for checkpoints
+        saved = torch.tensor(-1. if weight is None else weight)
+        self.register_buffer("saved_weight", saved)                 # for checkpoints
 
     def __getattr__(self, name:str):
         "What the network knows of itself"

@@ -16,7 +16,7 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from .checks import as_tensor, check_descending, check_floating, check_integer
-from .parameterization import ConsistencyFunction
+from .parameterization import ConsistencyFunction, space_of
 from .sampling import Operator, check_interpolation, check_mask, slerp, trajectory
 from .schedules import karras_schedule
 
@@ -229,6 +229,8 @@ def denoise(
     **kwargs, # further arguments of `trajectory`; others go to the network
 ) -> Tensor: # clean images
     "Remove Gaussian noise in one step: appendix D of Song et al. (2023)"
+    if space_of(f) is not None:
+        raise ValueError("denoise needs a model of the data themselves: noise of pixels is no noise of latents")
     return edit(f, x, None, [sigma], start_from_y=True, add_initial_noise=False, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #f61804f2

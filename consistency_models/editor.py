@@ -18,8 +18,10 @@ from .data import load_avatars, load_digits
 from consistency_models.editing import (
     LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image,
     super_resolve)
-from .live import Live, label_menu, labeled_grid, level_slider, row, slider
+from .live import (
+    Live, label_menu, labeled_grid, level_slider, row, slider, weight_slider)
 from .painter import PaintSurface
+from .parameterization import space_of
 from .pictures import read_image
 from .pretrained import class_labels, load_image_model, num_classes_of, sample
 from .schedules import karras_schedule
@@ -51,7 +53,9 @@ def _denoise(net, x, mask, colors, sigmas, generator, **labels):
     return x, denoise(net, x + sigmas[0] * noise, sigmas[0], **labels)
 
 def _interpolate(net, x, mask, colors, sigmas, **options):
-    a, b = torch.randn(2, 1, *x.shape[1:], generator=options["generator"]).to(x)
+    space = space_of(net)
+    one = x[:1] if space is None else space.encode(x[:1])
+    a, b = torch.randn(2, *one.shape, generator=options["generator"]).to(x)
     return x, interpolate_latents(net, a, b, torch.linspace(0, 1, len(x)), sigmas, **options)
 
 TASKS: dict[str, Callable] = {
@@ -67,12 +71,14 @@ def edit_picture(
     sigmas=(80., 5., 1., 0.2), # noise levels, descending; `denoise` takes the first for its noise
     seed:int=0, # of the noise
     labels=None, # one class for all results; each in turn if `None`
+    weight:float|None=None, # guidance weight, for a network that takes one
 ) -> tuple[Tensor, Tensor]: # what was given, shape `(1, ...)`, and the results, shape `(n, ...)`
     "Carry out one task"
     mask, colors = strokes or (torch.zeros_like(x[0, :1]), torch.zeros_like(x[0]))
     given, results = TASKS[task](
         net, x.expand(n, -1, -1, -1), mask.to(x), colors.to(x), list(sigmas),
-        generator=torch.Generator().manual_seed(seed), **class_labels(net, n, labels))
+        generator=torch.Generator().manual_seed(seed), **class_labels(net, n, labels),
+        **({} if weight is None else {"weight": weight}))
     return given[:1], results
 
 # %% ../nbs/43_editor.ipynb #7436e00d
@@ -126,10 +132,12 @@ class EditingExplorer(Live):
         self.preset = ipywidgets.Dropdown(
             options=[("choose …", ""), *zip(_MASKS, _MASKS)], description="mask")
         another = ipywidgets.Button(description="next picture")
-        tasks = [t for t in TASKS if t != "colorize" or self.shape[0] == 3]
+        cannot = {"colorize"} if self.shape[0] != 3 else set()
+        if space_of(net) is not None: cannot.add("denoise")         # noise of pixels is none of latents
+        tasks = [t for t in TASKS if t not in cannot]
         controls = {
             "task": ipywidgets.Dropdown(options=tasks, value=task, description="task"),
-            "label": label_menu(net), "first": level_slider("first σ", _FIRST.get(task, 80.), 0.1),
+            "label": label_menu(net), **weight_slider(net), "first": level_slider("first σ", _FIRST.get(task, 80.), 0.1),
             "rounds": slider("rounds", 4 if painting else 12, 1, 40),
             "seed": slider("seed", 0, 0, 100), "n": slider("results", 5, 1, 8)}
         controls["label"].value = self.labels[0]
@@ -141,12 +149,12 @@ class EditingExplorer(Live):
         self.preset.observe(self.take_preset, "value")
         another.on_click(lambda _: self.show_image(self.number + 1))
 
-    def picture_of(self, task, label, first, rounds, seed, n) -> bytes:
+    def picture_of(self, task, label, first, rounds, seed, n, weight=None) -> bytes:
         "What is given and the results, as a PNG"
         low = min(0.05 * first if task == "stroke to image" else 0.01, 0.9 * first)
         sigmas = [first] if rounds == 1 else karras_schedule(rounds, low, first).flip(0).tolist()
         given, results = edit_picture(self.net, task, self.current(), self.surface.layers(), n,
-                                      sigmas, seed, None if label < 0 else label)
+                                      sigmas, seed, None if label < 0 else label, weight)
         titles = [f"result {i}" for i in range(1, n + 1)]
         if task != "interpolate": results, titles = torch.cat([given, results]), ["given", *titles]
         return labeled_grid(results, min(len(results), 3), titles=titles, width=900)

@@ -18,11 +18,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 # %% ../nbs/42_explorers.ipynb #4f41dd7d
 from .data import spiral, two_moons
 from .live import (
-    Live, figure_png, label_menu, labeled_grid, level_slider, slider)
+    Live, figure_png, label_menu, labeled_grid, level_slider, slider, weight_slider)
 from .losses import pseudo_huber_loss
 from .painter import PaintSurface
 from .parameterization import (
-    input_scaling, noise_conditioning, output_scaling, skip_scaling)
+    input_scaling, noise_conditioning, output_scaling, skip_scaling, space_of)
 from .paths import exact_consistency_function
 from .pretrained import class_labels, load_image_model
 from .sampling import trajectory
@@ -38,14 +38,16 @@ def sampling_picture(
     seed:int=0, # of the noise
     labels=None, # one class for all samples; each in turn if `None`
     clip:bool=True, # clamp each answer to [-1, 1]
+    weight:float|None=None, # guidance weight, for a network that takes one
 ) -> bytes: # a PNG
     "Noise, the answer of each step, and further rows of samples"
     n = columns * rows
     y = torch.empty(n, *net.notes["shape"], device=next(net.parameters()).device)
     steps = list(trajectory(
         net, y, sigmas, clip_denoised=clip, generator=torch.Generator().manual_seed(seed),
-        **class_labels(net, n, labels)))
-    walk, names = [steps[0][1][:columns] / steps[0][0]], ["noise"]
+        **class_labels(net, n, labels), **({} if weight is None else {"weight": weight})))
+    noise, space = steps[0][1][:columns] / steps[0][0], space_of(net)
+    walk, names = [noise if space is None else space.decode(noise)], ["noise"]
     for i, (sigma, _, denoised) in enumerate(steps, 1):
         walk.append(denoised[:columns])
         names.append(f"step {i}\nσ = {sigma:.3g}")
@@ -67,13 +69,13 @@ def sampling_explorer(
     net = load_image_model(model, device)
     levels = {"sigma2": level_slider("σ₂", 2.), "sigma3": level_slider("σ₃", 0.8),
               "sigma4": level_slider("σ₄", 0.3)}
-    def draw(seed, label, steps, rows, clip, **sigmas):
+    def draw(seed, label, steps, rows, clip, weight=None, **sigmas):
         for i, control in enumerate(levels.values(), 2):
             control.layout.display = None if i <= steps else "none"
         sigmas = _descending(80, *list(sigmas.values())[:steps - 1])
-        return sampling_picture(net, 8, rows, sigmas, seed, None if label < 0 else label, clip)
+        return sampling_picture(net, 8, rows, sigmas, seed, None if label < 0 else label, clip, weight)
     return Live(draw, {
-        "seed": slider("seed", 0, 0, 100), "label": label_menu(net),
+        "seed": slider("seed", 0, 0, 100), "label": label_menu(net), **weight_slider(net),
         "steps": slider("steps", 2, 1, 4), **levels, "rows": slider("rows", 2, 1, 8),
         "clip": ipywidgets.Checkbox(True, description="clip to [-1, 1]")})
 

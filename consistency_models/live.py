@@ -169,3 +169,8 @@ def label_menu(net):
     names = getattr(net, "notes", {}).get("classes") or map(str, range(num_classes_of(net)))
     options = [("each in turn", -1)] + [(name, i) for i, name in enumerate(names)]
     return ipywidgets.Dropdown(options=options, description="class")
+
+def weight_slider(net) -> dict: # `{"weight": a slider}`, `{}` of a network that takes no weight
+    "A slider for the guidance weight"
+    usual = getattr(net, "config", {}).get("usual_weight")
+    return {} if usual is None else {"weight": slider("weight", float(usual), 0., 8.)}

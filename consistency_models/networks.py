@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .parameterization import input_scaling, noise_conditioning
-from .checks import check_floating
+from .checks import as_tensor, check_floating
 from .utils import pad_dims_like
 
 # %% ../nbs/14_networks.ipynb #bbba49ab
@@ -91,6 +91,30 @@ def embed_labels(
                          f"this network has {n} classes") from None
     return found * (torch.rand_like(found[:, :1]) >= dropout) if dropout and training else found
 
+# %% ../nbs/14_networks.ipynb #9bd694b1
+class WeightEmbedding(NoiseEmbedding):
+    "Like that of a noise level, for guidance weights; adds nothing until it is trained"
+    def __init__(self, features:int):
+        super().__init__(features)
+        for p in self.mlp[-1].parameters(): nn.init.zeros_(p)
+
+def embed_weight(
+    embedding:WeightEmbedding|None, # `None` for a network that takes no weight
+    weight:Tensor|float|None, # guidance weights, shape `(batch,)` or one for all
+    x:Tensor, # the samples they are for
+    usual:float|None, # the weight where none is named
+) -> Tensor|float: # shape `(batch, features)`, or 0
+    "Embed guidance weights, or say clearly why that cannot be done"
+    if embedding is None:
+        if weight is None: return 0.
+        raise ValueError("weight given to a network that takes none; distill one that does: "
+                         "ConsistencyDistillation(teacher, weights=(0, 8))")
+    weight = as_tensor(usual if weight is None else weight, "weight", x.device).float()
+    if weight.ndim > 1 or weight.numel() not in (1, len(x)):
+        raise ValueError(f"weight must be one number or have shape ({len(x)},), "
+                         f"got {tuple(weight.shape)}")
+    return embedding(weight.expand(len(x)) / 4)
+
 # %% ../nbs/14_networks.ipynb #425e3a03
 def _arguments(
     values:dict, # `locals()` of an `__init__`
@@ -112,7 +136,7 @@ class ResidualLayer(nn.Module):
 
 # %% ../nbs/14_networks.ipynb #3b03d687
 class MLP(nn.Module):
-    "A network for points, `net(x, sigma, class_labels=None)`; applies $c_{in}$, $c_{noise}$ itself"
+    "A network for points, `net(x, sigma, class_labels=None, weight=None)`; applies $c_{in}$, $c_{noise}$ itself"
     def __init__(self,
         dim:int=2, # length of a point
         width:int=128, # hidden width
@@ -121,21 +145,25 @@ class MLP(nn.Module):
         sigma_data:float=0.5, # standard deviation of the clean data, for $c_{in}$
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
         label_dropout:float=0., # share of labels left out in training, which guidance needs
+        usual_weight:float|None=None, # guidance weight where none is named; `None`: it takes none
     ):
         super().__init__()
         self.config = _arguments(locals())
         self.sigma_data, self.precondition = sigma_data, precondition
         self.embed = NoiseEmbedding(width)
-        self.label_dropout = label_dropout
+        self.label_dropout, self.usual_weight = label_dropout, usual_weight
         self.labels = nn.Embedding(num_classes, width) if num_classes else None
+        self.guide = WeightEmbedding(width) if usual_weight is not None else None
         self.inp, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
         self.layers = nn.ModuleList(ResidualLayer(width, width) for _ in range(depth))
 
-    def forward(self, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) -> Tensor:
+    def forward(self,
+        x:Tensor, sigma:Tensor, class_labels:Tensor|None=None, weight:Tensor|float|None=None,
+    ) -> Tensor:
         check_inputs(x, sigma, self.inp.in_features)
         if self.precondition: x, sigma = scale_inputs(x, sigma, self.sigma_data)
         labels = embed_labels(self.labels, class_labels, len(x), self.label_dropout, self.training)
-        emb = F.silu(self.embed(sigma) + labels)
+        emb = F.silu(self.embed(sigma) + labels + embed_weight(self.guide, weight, x, self.usual_weight))
         h = self.inp(x)
         for layer in self.layers: h = layer(h, emb)
         return self.out(h)
@@ -189,7 +217,7 @@ class SelfAttention(nn.Module):
 
 # %% ../nbs/14_networks.ipynb #a61a3d70
 class UNet(nn.Module):
-    "A U-Net for images, `net(x, sigma, class_labels=None)`; applies $c_{in}$, $c_{noise}$ itself"
+    "A U-Net for images, `net(x, sigma, class_labels=None, weight=None)`; applies $c_{in}$, $c_{noise}$ itself"
     def __init__(self,
         in_channels:int=1, # 1 for gray images, 3 for color
         channels:tuple=(64, 128), # channels at each resolution, the full one first
@@ -201,14 +229,16 @@ class UNet(nn.Module):
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
         patch:int=1, # blocks of `patch` by `patch` pixels become channels, to save time
         label_dropout:float=0., # share of labels left out in training, which guidance needs
+        usual_weight:float|None=None, # guidance weight where none is named; `None`: it takes none
     ):
         super().__init__()
         self.config = _arguments(locals())
         self.sigma_data, self.precondition = sigma_data, precondition
         self.in_channels, self.patch, features = in_channels, patch, 2 * channels[0]
         self.embed = NoiseEmbedding(features)
-        self.label_dropout = label_dropout
+        self.label_dropout, self.usual_weight = label_dropout, usual_weight
         self.labels = nn.Embedding(num_classes, features) if num_classes else None
+        self.guide = WeightEmbedding(features) if usual_weight is not None else None
         self.inp = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
 
         # on the way down: whatever comes out is stored
@@ -234,7 +264,9 @@ class UNet(nn.Module):
         self.out = zero_init(nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1))
         self.factor = patch * 2 ** (len(channels) - 1) # what height and width must be divisible by
 
-    def forward(self, x:Tensor, sigma:Tensor, class_labels:Tensor|None=None) -> Tensor:
+    def forward(self,
+        x:Tensor, sigma:Tensor, class_labels:Tensor|None=None, weight:Tensor|float|None=None,
+    ) -> Tensor:
         "The raw network $F_\\theta$: shape `(batch, channels, height, width)` in and out"
         check_inputs(x, sigma, self.in_channels, "height", "width")
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
@@ -242,7 +274,7 @@ class UNet(nn.Module):
                              f"got {tuple(x.shape[2:])}; pad or resize the images")
         if self.precondition: x, sigma = scale_inputs(x, sigma, self.sigma_data)
         labels = embed_labels(self.labels, class_labels, len(x), self.label_dropout, self.training)
-        emb = F.silu(self.embed(sigma) + labels)
+        emb = F.silu(self.embed(sigma) + labels + embed_weight(self.guide, weight, x, self.usual_weight))
         h = self.inp(F.pixel_unshuffle(x, self.patch))
         stored = [h]
         for layer in self.down:

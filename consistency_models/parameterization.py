@@ -10,10 +10,10 @@ __all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditionin
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from numbers import Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,7 @@ class ConsistencyFunction:
     "A consistency function, `f(x, sigma)`: from samples at any noise level to clean ones"
     answer: Callable # callable `(x, sigma)`, with one noise level for each sample, shape `(batch,)`
     sigma_min: float = 0.002 # the smallest noise level, where $f(x, \sigma) = x$
+    space: Any = None # of latents: what has `encode` and `decode`; `None` if samples are data
 
     def __call__(self,
         x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -136,6 +137,13 @@ def is_network(
 ) -> bool: # is it, or does it wrap, a torch module?
     "Networks are torch modules; other functions may be denoisers"
     return any(isinstance(part, nn.Module) for part in _inside(net))
+
+def space_of(
+    net, # a network, also compiled, parallel, or with arguments filled in by `partial`
+): # what has `encode` and `decode`, `None` for a network of data
+    "The latents that a network works in"
+    spaces = (getattr(part, "space", None) for part in _inside(net))
+    return next((space for space in spaces if space is not None), None)
 
 def sigma_data_of(
     net, # a network, also compiled, parallel, or with arguments filled in by `partial`
@@ -178,7 +186,7 @@ def consistency_function(
     if sigma_data is None: sigma_data = sigma_data_of(net) or 0.5
     else: check_sigma_data(net, check_number(sigma_data, "sigma_data", 0, above=True))
     check_number(sigma_min, "sigma_min", 0)
-    return consistency_function_of(net, sigma_data, sigma_min, kwargs)
+    return replace(consistency_function_of(net, sigma_data, sigma_min, kwargs), space=space_of(net))
 
 # %% ../nbs/13_parameterization.ipynb #ef4c3d18
 def model_forward_wrapper(

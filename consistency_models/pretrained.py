@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from .checks import as_tensor, check_descending, check_integer
-from .diffusion import ode_trajectory
+from .diffusion import guided, ode_trajectory
 from .distillation import DiffusersNetwork
+from .latents import Autoencoder, DiffusersAutoencoder, LatentNetwork
+from .parameterization import space_of
 from .networks import MLP, UNet
 from .paths import heun_step
 from .sampling import trajectory
@@ -32,7 +34,10 @@ def network_config(
     net:nn.Module, # a network of this package
 ) -> dict: # `{"network": ..., "arguments": ...}`
     "What is needed to build `net` again"
-    if type(net) not in (UNet, MLP, DiffusersNetwork):
+    if type(net) is LatentNetwork:
+        parts = {name: network_config(part) for name, part in net.named_children()}
+        return {"network": "LatentNetwork", "arguments": parts}
+    if type(net) not in (UNet, MLP, Autoencoder, DiffusersNetwork):
         raise TypeError(f"net must be a {' or '.join(NETWORKS)} of this package, got "
                         f"{type(net).__name__}; save the weights of others with safetensors")
     arguments = _diffusers_config(net) if isinstance(net, DiffusersNetwork) else net.config
@@ -77,7 +82,12 @@ def _scheduler(name:str) -> type:
     if isinstance(kind, type) and issubclass(kind, _diffusers().SchedulerMixin): return kind
     raise ValueError(f"diffusers has no scheduler {name!r}")
 
-NETWORKS = {"UNet": UNet, "MLP": MLP, "DiffusersNetwork": _diffusers_network}
+def _latent_network(net:dict, space:dict) -> LatentNetwork:
+    "Build a network of latents and its autoencoder from their configurations"
+    return LatentNetwork(build_network(net), build_network(space))
+
+NETWORKS = {"UNet": UNet, "MLP": MLP, "Autoencoder": Autoencoder,
+            "LatentNetwork": _latent_network, "DiffusersNetwork": _diffusers_network}
 
 # %% ../nbs/34_pretrained.ipynb #0206624d
 _CARD = """---
@@ -321,6 +331,7 @@ def sample(
     labels=None, # one class, or a list or tensor, repeated as needed; each in turn if `None`
     seed:int=0, # of the noise, which is drawn on the CPU
     shape=None, # of one sample; what the network's notes say if `None`
+    weight=None, # guidance weight, of a diffusion model or of a network that takes one
     solver=None, # of a diffusion model: `heun_step`, which is also taken if its notes call it one, or `euler_step`
 ) -> Tensor: # samples in [-1, 1], shape `(n, *shape)`, on the network's device
     "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023), or of Karras et al. (2022)"
@@ -330,14 +341,18 @@ def sample(
     if solver is None and is_diffusion(net): solver = heun_step
     if sigmas is None: sigmas = karras_schedule(18).flip(0) if solver else (80., 0.8)
     levels = check_descending(sigmas, 0.)
-    generator, classes = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
+    generator, asked_for = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
     samples = torch.empty(n, *shape, device=_device_of(net))
+    if weight is not None and solver: net = guided(net, weight)
+    elif weight is not None: asked_for["weight"] = torch.full((n,), float(weight), device=samples.device)
     for start in range(0, n, 2000):
         part = slice(start, start + 2000)
-        asked = {k: v[part] for k, v in classes.items()}
+        asked = {k: v[part] for k, v in asked_for.items()}
         if solver:
-            noise = randn_like(samples[part], generator)
+            space, x = space_of(net), samples[part]
+            noise = randn_like(x if space is None else space.encode(torch.zeros_like(x)), generator)
             *_, (_, _, x) = ode_trajectory(net, levels[0] * noise, levels, solver, **asked)
+            if space is not None: x = space.decode(x)
         else: *_, (_, _, x) = trajectory(net, samples[part], levels, generator=generator, **asked)
         samples[part] = x.clamp(-1, 1)
     return samples
@@ -362,12 +377,13 @@ def load_image_model(
 
 # %% ../nbs/34_pretrained.ipynb #a17944a7
 def from_diffusers(
-    name:str|Path, # a folder or repository, such as `"openai/diffusers-ct_imagenet64"`
+    name, # a folder or repository, such as `"openai/diffusers-ct_imagenet64"`, or a pipeline of latents
     subfolder:str="unet", # where in it the network lies
     sigma_data:float=0.5, # standard deviation of the data it was trained on
     **kwargs, # handed to `UNet2DModel.from_pretrained`
-) -> DiffusersNetwork: # called as `net(x, sigma, class_labels=None)`, in evaluation mode
-    "Load the network of a consistency model, or of a diffusion model, published for diffusers"
+) -> nn.Module: # called as `net(x, sigma, **conditions)`, in evaluation mode
+    "The network of a consistency model, or of a diffusion model, published for diffusers"
+    if not isinstance(name, str | Path): return _from_pipeline(name, sigma_data)
     diffusers, name = _diffusers(), os.path.expanduser(name)
     parts = diffusers.DiffusionPipeline.load_config(name)
     scheduler = _scheduler(parts["scheduler"][1]).from_pretrained(name, subfolder="scheduler")
@@ -377,4 +393,21 @@ def from_diffusers(
     size = network.config.sample_size
     net.notes = {"shape": [net.in_channels, *([size, size] if isinstance(size, int) else size)]}
     if net.predicts != "consistency": net.notes["recipe"] = {"objective": "diffusion"}
+    return net.eval().requires_grad_(False)
+
+def _from_pipeline(pipe, sigma_data:float) -> LatentNetwork:
+    "The network and the autoencoder of a loaded pipeline"
+    if not all(hasattr(pipe, part) for part in ("unet", "scheduler", "vae")):
+        raise TypeError("a pipeline must have unet, scheduler and vae, "
+                        f"which {type(pipe).__name__} has not")
+    empty = {}
+    if getattr(pipe, "tokenizer", None) is not None:
+        with torch.no_grad(): said, *_ = pipe.encode_prompt("", pipe.device, 1, False)
+        empty["encoder_hidden_states"] = said
+    net = LatentNetwork(DiffusersNetwork(pipe.unet, pipe.scheduler, sigma_data, empty),
+                        DiffusersAutoencoder(pipe.vae))
+    side = pipe.unet.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    net.notes = {"shape": [pipe.vae.config.in_channels, side, side]}
+    if type(pipe.scheduler).__name__ != "LCMScheduler":
+        net.notes["recipe"] = {"objective": "diffusion"}
     return net.eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from .continuous import (
     ContinuousConsistencyDistillation, ContinuousConsistencyTraining)
 from .data import describe
 from .diffusion import DiffusionTraining, guided
-from .distillation import ConsistencyDistillation
+from .distillation import ConsistencyDistillation, with_weight
 from .easy import EasyConsistencyTuning
 from .improved_consistency_training import ImprovedConsistencyTraining
 from .losses import pseudo_huber_loss
@@ -139,6 +139,13 @@ def teacher_network(
         raise ValueError(f"{teacher} makes images of shape {shape}, the data has {facts['shape']}")
     return net if guidance is None else guided(net, guidance)
 
+def weights_of(
+    recipe:dict, # as `recipe_for` gives it
+) -> tuple|None: # guidance weights from and to, `None` where there is one weight or none
+    "The weights between which a student can be asked"
+    guidance = recipe.get("guidance")
+    return (guidance[0], guidance[-1]) if isinstance(guidance, list | tuple) else None
+
 def make_objective(
     recipe:dict, # as `recipe_for` gives it
     sigma_data:float, # standard deviation of the data
@@ -149,7 +156,7 @@ def make_objective(
     method, N = recipe["objective"], recipe.get("final_timesteps")
     own = {"ct": dict(initial_timesteps=N if trained else 2, final_timesteps=N),
            "ict": dict(initial_timesteps=N if trained else 10, final_timesteps=N),
-           "cd": dict(num_timesteps=N, distance=pseudo_huber_loss),
+           "cd": dict(num_timesteps=N, distance=pseudo_huber_loss, weights=weights_of(recipe)),
            "ect": dict(stages=6), "sct": dict(learn_weight=False),
            "scd": dict(learn_weight=False)}
     teachers = () if teacher is None else (teacher,)
@@ -167,8 +174,12 @@ def make_trainer(
     facts, recipe = describe(data), {"objective": "ict"} | recipe
     torch.manual_seed(seed)
     teacher, start = recipe.get("teacher"), start or recipe.get("teacher")
-    if teacher: teacher = teacher_network(teacher, facts, recipe["guidance"])
+    weights, fixed = weights_of(recipe), recipe.get("guidance")
+    if weights: fixed = None                            # one is drawn for each sample
+    if teacher: teacher = teacher_network(teacher, facts, fixed)
     net = trained_network(start, facts) if start else new_network(facts, recipe)
+    if weights and net.config.get("usual_weight") is None:
+        net = with_weight(net, recipe["guidance"][1]).train()
     net.notes = {"shape": list(facts["shape"])}         # not those of the model it starts from
     objective = make_objective(recipe, net.sigma_data, teacher, bool(start))
     names = "steps", "batch_size", "learning_rate", "ema_decay", "precision"

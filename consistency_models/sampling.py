@@ -9,6 +9,7 @@ __all__ = ['Operator', 'trajectory', 'ConsistencySamplingAndEditing', 'slerp']
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,13 +80,14 @@ def trajectory(
     clip_denoised:bool=True, # clamp each answer to [-1, 1]; switch off for data of another range
     generator:torch.Generator|None=None, # source of randomness
     **kwargs, # for the network, such as `class_labels`
-) -> Iterator[tuple[float, Tensor, Tensor]]: # `(sigma, noisy, denoised)` for each step
+) -> Iterator[tuple[float, Tensor, Tensor]]: # `(sigma, noisy, denoised)` for each step; `noisy` of a model of latents is latents
     "Sample or edit, step by step: Algorithms 1 and 4 of Song et al. (2023)"
     f = consistency_function(f, **kwargs)
     levels = check_descending(sigmas, f.sigma_min)
     check_reference(y)
     if operator is not None: check_operator(operator, y)
-    return _walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised, generator)
+    walk = _walk if f.space is None else _walk_in_latents
+    return walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised, generator)
 
 # %% ../nbs/18_sampling.ipynb #ed80c1d3
 def check_reference(y, name:str="y"):
@@ -107,6 +109,32 @@ def _walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised
             if clip_denoised: denoised = denoised.clamp(-1, 1)
             x = operator.recombine(denoised, y) if operator else denoised
         yield sigma, noisy, x
+
+# %% ../nbs/18_sampling.ipynb #f44f60ee
+#| code-fold: true
+def _walk_in_latents(f, y, levels, operator, start_from_y, add_initial_noise, clip, generator):
+    "The loop of `trajectory` for a model of latents; what is known is known of the decoded data"
+    with torch.no_grad():
+        carries_noise = start_from_y and not add_initial_noise      # then `y` is in latents already
+        z = y if carries_noise else f.space.encode(y if start_from_y else torch.zeros_like(y))
+    inside = operator and _InLatents(f.space, operator, y)
+    for sigma, noisy, z in _walk(f, z, levels, inside, start_from_y, add_initial_noise,
+                                 False, generator):
+        with torch.no_grad(): x = f.space.decode(z)
+        yield sigma, noisy, operator.recombine(x, y) if operator else x
+
+@dataclass(frozen=True, eq=False)
+class _InLatents:
+    "Putting back what is known of the data, for somebody who holds their latents"
+    space: Any # has `encode` and `decode`
+    operator: Operator
+    y: Tensor # the data
+
+    def recombine(self, z:Tensor, _) -> Tensor:
+        "The latents moved by what putting back changes, and not at all where that is nothing"
+        x = self.space.decode(z)
+        change = self.space.encode(self.operator.recombine(x, self.y)) - self.space.encode(x)
+        return z + change
 
 # %% ../nbs/18_sampling.ipynb #7e1f0c55
 def _with_progress(steps:Iterator, total:int, verbose:bool) -> Iterator:

@@ -107,7 +107,7 @@ def test_next_picture_takes_its_class_along_and_keeps_the_mask():
 
 def test_a_painting_goes_with_its_picture():
     live = editing_explorer(faces, "stroke to image")
-    live.surface.set_mask(preset_mask("left", 32, 32))
+    live.surface.set_mask(preset_mask("left", 16, 16))
     live.show_image(1)
     assert live.surface.strokes == "" and picture(live)
 

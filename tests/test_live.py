@@ -11,7 +11,7 @@ from conftest import picture
 from PIL import Image
 
 from consistency_models import UNet
-from consistency_models.live import Live, figure_png, label_menu, labeled_grid, level_slider
+from consistency_models.live import Live, figure_png, label_menu, labeled_grid, level_slider, weight_slider
 from consistency_models.pictures import to_png
 
 pytestmark = pytest.mark.usefixtures("no_threads")
@@ -100,6 +100,7 @@ def test_a_slider_of_levels_starts_on_one_of_its_steps_and_ends_at_80():
 
 def test_the_menu_of_classes_has_each_class_or_none():
     assert label_menu(UNet()).options == (("each in turn", -1),)
+    assert weight_slider(UNet(num_classes=2)) == {} and weight_slider(UNet(num_classes=2, usual_weight=1.5))["weight"].value == 1.5
     two = UNet(num_classes=2)
     assert label_menu(two).options == (("each in turn", -1), ("0", 0), ("1", 1))
     two.notes = {"classes": ["cat", "dog"]}
