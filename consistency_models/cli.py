@@ -29,6 +29,7 @@ from .avatars import AVATAR_CLASSES, count_avatars
 from .checkpoints import checkpoints_in
 from .data import ImageFolder, describe, is_folder, load_avatars, open_data
 from .demo import check_folder, demo
+from .distillation import with_weight
 from .editing import inpaint, preset_mask
 from .metrics import (
     inception_features, measure, nearest, print_table, recognition_rate, train_classifier)
@@ -37,7 +38,7 @@ from .pretrained import (
     class_labels, from_pretrained, load_image_model, num_classes_of, refuse_foreign_files)
 from .pretrained import sample as draw
 from .recipes import (
-    make_objective, make_trainer, new_network, plan, recipe_for, save_run)
+    make_objective, make_trainer, new_network, plan, recipe_for, save_run, weights_of)
 from .trainer import Trainer, new_accelerator
 from .watching import progress
 
@@ -186,6 +187,7 @@ def _say_student(images, recipe:dict, objective):
     net = new_network(describe(images), recipe)
     objective = dataclasses.replace(objective, denoiser=copy.deepcopy(net),
                                     sigma_data=net.sigma_data)
+    if weights_of(recipe): net = with_weight(net)
     names = "steps", "batch_size", "precision"
     _say_plan(Trainer(net, images, objective=objective, channels_last=True,
                       conditions=("class_labels",) if net.config["num_classes"] else (),
@@ -272,6 +274,7 @@ def edit(
     image:str, # the picture to complete; its middle is cut and resized to the model's shape
     mask:str="bottom", # top, bottom, left, right, center, random, letters, or a picture of it
     label:int|None=None, # class of the picture; each in turn if not given
+    weight:float|None=None, # guidance weight, if the model takes one
     n:int=7, # how many completions
     sigmas:str="80,5,2,1,0.5,0.2", # noise levels, descending, separated by commas
     seed:int=0, # of the noise
@@ -282,7 +285,8 @@ def edit(
     net = load_image_model(model)
     x = read_image(image, *net.notes["shape"]).to(next(net.parameters())).expand(n, -1, -1, -1)
     results = inpaint(net, x, named_mask(mask, *x.shape[2:]).to(x), _numbers(sigmas),
-                      generator=torch.Generator().manual_seed(seed), **class_labels(net, n, label))
+                      generator=torch.Generator().manual_seed(seed), **class_labels(net, n, label),
+                      **({} if weight is None else {"weight": weight}))
     save_grid(torch.cat([x[:1], results]), path, n + 1)
     print(f"{n + 1} images are in {path}")
 
@@ -293,6 +297,7 @@ def evaluate(
     root:str="data", # where torchvision's files are, or go
     seeds:int=3, # sampling seeds
     second:float=0.8, # noise level of the second of two steps
+    weight:float|None=None, # guidance weight, if the model takes one
     inception:bool=False, # the features of FID in place of those of a classifier trained here
     neighbors:str|None=None, # picture to write: samples, and below each the nearest training image
 ):
@@ -306,13 +311,13 @@ def evaluate(
     if not name: raise ValueError(f"{model} does not say what it was trained on; give --data")
     training, classes, images, labels = _real_images(net, name, data is None, root)
     judge = _judge(name, training, classes, images, labels, inception)
-    samples = partial(draw, net, len(images), labels=labels)
+    samples = partial(draw, net, len(images), labels=labels, weight=weight)
     named = None if inception or name == "avatars" else labels
     rows = measure(samples, images, named, training, judge, seeds, second)
     if name == "avatars": rows |= _counts(samples, images, labels, seeds, second)
     print_table(rows)
     if path:
-        x = draw(net, 10, (80., second))
+        x = draw(net, 10, (80., second), weight=weight)
         save_grid(torch.cat([x, training[nearest(x, training)[0]]]), path, len(x))
         print(f"ten samples, and below each the nearest training image, are in {path}")
 

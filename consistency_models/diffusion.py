@@ -133,8 +133,8 @@ def guided(
 ) -> Callable: # the same kind of thing
     "Classifier-free guidance, $D_w = D(x) + w (D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
     if weight is not None: check_number(weight, "weight", 0)
-    if not callable(net) or isinstance(net, ConsistencyFunction):
-        raise TypeError("net must be a network, or a denoiser D(x, sigma, **kwargs), "
+    if not callable(net) or isinstance(net, ConsistencyFunction | Guided):
+        raise TypeError("net must be a network, or a denoiser D(x, sigma, **kwargs), unguided, "
                         f"got {type(net).__name__}")
     if getattr(net, "label_dropout", None) == 0:
         raise ValueError("net must also answer without labels: train one that was built with "
@@ -164,7 +164,7 @@ class Guided(nn.Module):
 
     def __getattr__(self, name:str):
         "What the network knows of itself"
-        if name in ("sigma_data", "config", "notes"): return getattr(self.net, name)
+        if name in ("sigma_data", "config", "notes", "space"): return getattr(self.net, name)
         return super().__getattr__(name)
 
     def forward(self, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:

@@ -18,6 +18,7 @@ from .consistency_training import (
 from .diffusion import as_denoiser, check_solver, guided
 from .parameterization import (
     input_scaling, noise_conditioning, one_level_each, output_scaling, skip_scaling)
+from .networks import MLP, UNet
 from .paths import heun_step
 from .utils import (
     as_double, at_least_float32, average_of, bare_network, draw_device, pad_dims_like,
@@ -79,8 +80,8 @@ class ConsistencyDistillation(Distillation):
         check_number(self.target_decay, "target_decay", 0, 1)
         check_number(self.sigma_data, "sigma_data", 0, above=True)
         check_solver(self.solver)
-        check_teacher(self.denoiser)
         if self.weights is not None:
+            check_teacher(self.denoiser)
             low, high = self.weights
             check_number(high, "weights", check_number(low, "weights", 0))
             self.denoiser = guided(self.denoiser)       # asked with the weight of each sample
@@ -135,7 +136,8 @@ def with_weight(
 ) -> nn.Module: # the same, called as `net(x, sigma, class_labels, weight)`
     "A copy that takes a guidance weight too, which changes nothing before it is trained"
     own = getattr(net, "config", {})
-    if not own.get("num_classes") or own.get("usual_weight") is not None:
+    known = type(net) in (MLP, UNet) and own.get("num_classes")
+    if not known or own.get("usual_weight") is not None:
         raise ValueError("net must be a network of this package that has classes and takes no "
                          "weight yet")
     copied = type(net)(**own | {"usual_weight": check_number(usual, "usual", 0), "label_dropout": 0.})

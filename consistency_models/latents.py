@@ -201,6 +201,7 @@ class LatentSpace:
 
     def encode(self, x:Tensor) -> Tensor: # scaled latents
         "From data to latents"
+        if self.encoder is None: raise ValueError("this needs decoded(..., encoder=)")
         return self.scale * self.encoder(x)
 
     def decode(self, z:Tensor) -> Tensor: # data
@@ -212,7 +213,7 @@ def decoded(
     f:ConsistencyFunction|Callable, # of latents: a consistency function, or a network
     decoder:Callable, # from latents to data
     scale:float=1., # of the latents that `f` knows, over those of the decoder
-    encoder:Callable|None=None, # from data to latents, for editing, and for the shape of latents
+    encoder:Callable|None=None, # from data to latents, for editing; without, `y` must be of latents
     **kwargs, # for the network, such as `class_labels`
 ) -> ConsistencyFunction: # with which sampling and editing take and give data
     "A consistency function of latents for all who want to see pictures"

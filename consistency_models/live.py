@@ -173,4 +173,4 @@ def label_menu(net):
 def weight_slider(net) -> dict: # `{"weight": a slider}`, `{}` of a network that takes no weight
     "A slider for the guidance weight"
     usual = getattr(net, "config", {}).get("usual_weight")
-    return {} if usual is None else {"weight": slider("weight", float(usual), 0., 8.)}
+    return {} if usual is None else {"weight": slider("weight", float(usual), 0., max(8., usual))}

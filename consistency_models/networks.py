@@ -120,7 +120,9 @@ def _arguments(
     values:dict, # `locals()` of an `__init__`
 ) -> dict: # the arguments it was called with
     "What a network was built with, so that it can be saved and built again"
-    return {k: v for k, v in values.items() if k not in ("self", "__class__")}
+    given = {k: v for k, v in values.items() if k not in ("self", "__class__")}
+    if given["usual_weight"] is None: del given["usual_weight"]     # older runs know of none
+    return given
 
 # %% ../nbs/14_networks.ipynb #4790588c
 class ResidualLayer(nn.Module):

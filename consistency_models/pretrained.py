@@ -24,7 +24,7 @@ from .latents import Autoencoder, DiffusersAutoencoder, LatentNetwork
 from .parameterization import space_of
 from .networks import MLP, UNet
 from .paths import heun_step
-from .sampling import trajectory
+from .sampling import latents_like, trajectory
 from .schedules import karras_schedule
 from .checkpoints import write_whole
 from .utils import default_device, randn_like
@@ -350,7 +350,7 @@ def sample(
         asked = {k: v[part] for k, v in asked_for.items()}
         if solver:
             space, x = space_of(net), samples[part]
-            noise = randn_like(x if space is None else space.encode(torch.zeros_like(x)), generator)
+            noise = randn_like(x if space is None else latents_like(space, x), generator)
             *_, (_, _, x) = ode_trajectory(net, levels[0] * noise, levels, solver, **asked)
             if space is not None: x = space.decode(x)
         else: *_, (_, _, x) = trajectory(net, samples[part], levels, generator=generator, **asked)

@@ -175,11 +175,17 @@ def make_trainer(
     torch.manual_seed(seed)
     teacher, start = recipe.get("teacher"), start or recipe.get("teacher")
     weights, fixed = weights_of(recipe), recipe.get("guidance")
+    if weights and recipe["objective"] != "cd":
+        raise ValueError("three guidance weights are for the objective cd, "
+                         f"not for {recipe['objective']}")
     if weights: fixed = None                            # one is drawn for each sample
     if teacher: teacher = teacher_network(teacher, facts, fixed)
     net = trained_network(start, facts) if start else new_network(facts, recipe)
-    if weights and net.config.get("usual_weight") is None:
-        net = with_weight(net, recipe["guidance"][1]).train()
+    takes = getattr(net, "config", {}).get("usual_weight") is not None
+    if takes and not weights:
+        raise ValueError(f"{start} takes a guidance weight; train it with three, such as 0,1.5,8")
+    if weights and not takes: net = with_weight(net).train()
+    if weights: net.usual_weight = net.config["usual_weight"] = recipe["guidance"][1]
     net.notes = {"shape": list(facts["shape"])}         # not those of the model it starts from
     objective = make_objective(recipe, net.sigma_data, teacher, bool(start))
     names = "steps", "batch_size", "learning_rate", "ema_decay", "precision"

@@ -656,7 +656,8 @@ class Trainer:
                  "clip_norm", "ema_decay", "precision")
         return {"format": 4, "samples": self._samples,
                 "network": _text(getattr(self.net, "config", None)),
-                "types of the weights": ", ".join(types), "objective": _text(self.objective),
+                "types of the weights": ", ".join(types),
+                "objective": _text(self.objective).replace(", weights=None", ""),
                 "conditions": list(self.conditions),
                 **{name: getattr(self, name) for name in names}, **self._optimizer_settings}
 

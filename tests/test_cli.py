@@ -389,7 +389,8 @@ def test_trouble_with_data_is_no_fault_of_the_program(error, monkeypatch, line):
     ("train --objective cd --teacher mnist-diffusion", "mnist-diffusion makes images of shape [1, 28, 28], the data has [1, 8, 8]"),
     ("train --tracker wandb", "wandb"), ("train --steps 2 --resume", "no checkpoint"), ("train --channels 8.5,16", "channels must be a whole number"),
     ("train --patch 0", "patch must be at least 1"),
-    ("train --guidance -1", "guidance must be"), ("train --guidance 3,1", "one weight, or three"), ("train --gray", "gray is for a folder of images"),
+    ("train --guidance -1", "guidance must be"), ("train --guidance 3,1", "one weight, or three"),
+    ("train --objective scd --teacher mnist-diffusion --guidance 0,1,8", "for the objective cd"), ("train --gray", "gray is for a folder of images"),
     ("train --hold-out 0.5", "hold_out is for a folder"), ("sample digits --weight 2", "takes none"),
     ("train --start digits --channels 8,16", "leave channels and patch out"),
     ("evaluate digits --seeds 0", "seeds must be at least 1")], ids=lambda x: x.strip())

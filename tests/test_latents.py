@@ -11,11 +11,13 @@ from consistency_models import (
     MLP,
     ConsistencyDistillation,
     ConsistencyFunction,
+    ConsistencySamplingAndEditing,
     DiffusionTraining,
     UNet,
     colorize,
     consistency_function,
     denoise,
+    edit,
     from_diffusers,
     from_pretrained,
     guided,
@@ -248,10 +250,12 @@ def test_samples_are_pictures_and_weights_count(latent):
     drawn = sample(latent, 6, [80., 1.])
     assert drawn.shape == (6, 3, 16, 16) and drawn.abs().max() <= 1
     assert not torch.allclose(drawn, sample(latent, 6, [80., 1.], weight=6.))
-    latent.notes["recipe"] = {"objective": "diffusion"}
-    walked = sample(latent, 6)
-    del latent.notes["recipe"]
-    assert walked.shape == (6, 3, 16, 16)
+    torch.manual_seed(0)
+    diffusion = LatentNetwork(UNet(4, (8, 16), num_classes=3, label_dropout=0.1), latent.space).eval()
+    for p in diffusion.net.parameters(): torch.nn.init.normal_(p, std=0.1)
+    diffusion.notes = latent.notes | {"recipe": {"objective": "diffusion"}}
+    walked, led = sample(diffusion, 6), sample(diffusion, 6, weight=3.)
+    assert led.shape == walked.shape == (6, 3, 16, 16) and not torch.equal(led, walked)
 
 
 def test_known_pixels_come_back_bit_for_bit_and_noise_is_of_latents(latent):
@@ -321,7 +325,7 @@ def test_a_range_of_weights_on_the_command_line_gives_a_student_that_takes_them(
     command = "train --data digits --steps 2 --batch-size 4 --channels 8,16 --guidance 0,1.5,8 --out run"
     assert main(command.split()) == 0 and main("sample run --n 4 --weight 5 --out five.png".split()) == 0
     net = from_pretrained("run")
-    assert net.config["usual_weight"] == 1.5 and net.notes["recipe"]["guidance"] == "(0.0, 1.5, 8.0)" and from_pretrained("run/teacher").config["usual_weight"] is None
+    assert net.config["usual_weight"] == 1.5 and net.notes["recipe"]["guidance"] == "(0.0, 1.5, 8.0)" and "usual_weight" not in from_pretrained("run/teacher").config
     assert main("sample run/teacher --n 4 --sigmas 80,1 --weight 5 --out five.png".split()) == 0
 
 
@@ -337,4 +341,10 @@ def test_what_does_not_fit_is_refused_by_name(latent, teacher):
     with pytest.raises(ValueError, match="x must have shape"): latent.space.encode(torch.zeros(1, 3, 15, 16))
     with pytest.raises(ValueError, match="latents"): denoise(latent, torch.zeros(2, 3, 16, 16), 0.5, class_labels=labels[:2])
     with pytest.raises(ValueError, match="scale"): decoded(latent, decoder, 0.)
+    with pytest.raises(ValueError, match="interpolate_latents"): ConsistencySamplingAndEditing().interpolate(latent, x, x, 0.5, [2.])
+    with pytest.raises(TypeError, match="unguided"): ConsistencyDistillation(guided(teacher, 2.), weights=(0, 8))
+    with pytest.raises(ValueError, match="has classes"): with_weight(latent)
+    without = decoded(ConsistencyFunction(lambda z, s: z / 80), decoder)
+    assert edit(without, torch.empty(2, 12, 4, 4), sigmas=[80.]).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="encoder="): inpaint(without, x, hole, [80.])
     with pytest.raises(TypeError, match="unet, scheduler and vae"): from_diffusers(latent)
