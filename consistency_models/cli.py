@@ -49,7 +49,7 @@ def train(
     out:str|None=None, # folder for checkpoints and weights; runs/NAME(-OBJECTIVE) if not given
     objective:str="cd", # the method: diffusion, ct, ict, cd, ect, sct or scd
     teacher:str|None=None, # for cd and scd, a diffusion model; trained first if not given
-    guidance:str|None=None, # weight of the labels in the teacher's answers, or three: the lowest, usual and highest that the model can be asked for; 1 if not given
+    guidance:str|None=None, # weight of the labels, or LOWEST,USUAL,HIGHEST to choose from; 1 if not given
     steps:int|None=None, # optimizer steps; each data set has a recipe for what is not given
     seed:int=0, # of the weights, the batches and the noise
     checkpoint_every:int=1000, # steps between checkpoints
