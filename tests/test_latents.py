@@ -286,6 +286,16 @@ def test_an_autoencoder_learns_to_give_back_and_its_latents_have_a_known_size():
     assert net.encode(shapes[50:]).std() == pytest.approx(0.5, abs=0.02) and not next(net.parameters()).requires_grad
 
 
+def test_the_scale_of_latents_is_measured_and_used_both_ways(latent):
+    space, images = latent.space, torch.rand(4, 3, 16, 16, generator=seeded())
+    z = space.encode(images)
+    assert torch.allclose(z, 0.7 * space.distribution(images)[0])
+    assert torch.allclose(space.decode(z), space.decoder(z / 0.7).clamp(-1, 1))
+    assert torch.allclose(decoded(latent, decoder, 0.3, encoder).space.encode(x), 0.3 * encoder(x))
+    few = train_autoencoder(images, 2, 4, channels=(8, 16), blocks=1, patch=1, device=torch.device("cpu"))
+    assert few.encode(images).std() == pytest.approx(0.5, abs=1e-4)
+
+
 def test_the_loss_of_an_autoencoder_written_out():
     torch.manual_seed(0)
     net, images = Autoencoder(3, 4, (8, 16), 1), torch.rand(3, 3, 8, 8, generator=seeded())
