@@ -31,11 +31,13 @@ from .data import ImageFolder, describe, is_folder, load_avatars, open_data
 from .demo import check_folder, demo
 from .distillation import with_weight
 from .editing import inpaint, preset_mask
+from .latents import Autoencoder, encode_dataset, train_autoencoder
 from .metrics import (
     inception_features, measure, nearest, print_table, recognition_rate, train_classifier)
 from .pictures import read_image, refuse_foreign_picture, save_grid
-from .pretrained import (
-    class_labels, from_pretrained, load_image_model, num_classes_of, refuse_foreign_files)
+from consistency_models.pretrained import (
+    class_labels, from_pretrained, load_image_model, num_classes_of, refuse_foreign_files,
+    save_pretrained)
 from .pretrained import sample as draw
 from .recipes import (
     make_objective, make_trainer, new_network, plan, recipe_for, save_run, weights_of)
@@ -65,6 +67,7 @@ def train(
     gray:bool=False, # of a folder: without color
     mirror:bool=False, # of a folder: each image also with left and right exchanged
     hold_out:float=0.1, # of a folder: share of the images that is kept from training, to measure by
+    autoencoder:str|None=None, # train in the latents of this one; made first if the folder is not there
     root:str="data", # where torchvision's files are, or go
     tracker:str|None=None, # such as tensorboard
     start:str|None=None, # trained weights to go on from; it is the teacher that does, if one is trained
@@ -91,6 +94,7 @@ def train(
     with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
     if guidance is not None and describe(images)["num_classes"] is None:
         raise ValueError("guidance needs data with classes")
+    if autoencoder: images = _latents(images, autoencoder, accelerator, only_plan)
     if not alone:                       # one command for both, the teacher and its student
         student = make_objective(recipe, 1., lambda x, sigma: x)        # is it possible?
         _train_teacher(teacher, resume, given | dict(root=root, tracker=tracker,
@@ -109,6 +113,20 @@ def train(
         save_run(trainer, folder, data, recipe, _command(train, given), **notes)
         print(f"the weights are in {folder}/model.safetensors")
     trainer.accelerator.wait_for_everyone()             # a student reads them in every process
+
+def _latents(images, place:str, accelerator, only_plan:bool) -> TensorDataset:
+    "The images as latents of the autoencoder in a folder, which is trained if it is not there"
+    if not isinstance(images, TensorDataset):
+        raise ValueError("an autoencoder needs images that fit into the memory together")
+    x, device = images.tensors[0], accelerator.device
+    with accelerator.main_process_first():
+        if Path(place).exists(): space = from_pretrained(place, device)
+        elif only_plan: space = Autoencoder(x.shape[1]).to(device)
+        else:
+            space = train_autoencoder(x, device=device)
+            save_pretrained(space, place, title="An autoencoder", shape=list(x.shape[1:]))
+    if not isinstance(space, Autoencoder): raise ValueError(f"{place} is no autoencoder")
+    return encode_dataset(space, images)
 
 def _weights(guidance) -> float|tuple|None:
     "One guidance weight, or three"

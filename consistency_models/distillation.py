@@ -144,6 +144,19 @@ def with_weight(
     copied.load_state_dict(net.state_dict(), strict=False)
     return copied.to(next(net.parameters()))
 
+# %% ../nbs/21_distillation.ipynb #b854001d
+def without_weight(
+    net:nn.Module, # of this package, which takes a guidance weight
+) -> nn.Module: # the same, called as `net(x, sigma, class_labels)`
+    "A copy that takes no guidance weight, and answers as `net` does at its usual one"
+    own, bias = net.config | {"usual_weight": None}, "embed.mlp.2.bias"
+    kept = {k: v for k, v in net.state_dict().items() if not k.startswith("guide.")}
+    usual = torch.tensor([net.usual_weight / 4], device=kept[bias].device)
+    with torch.no_grad(): kept[bias] = kept[bias] + net.guide(usual)[0]
+    copied = type(net)(**own)
+    copied.load_state_dict(kept)
+    return copied.to(next(net.parameters()))
+
 # %% ../nbs/21_distillation.ipynb #92006332
 #| code-fold: true
 class DiffusersNetwork(nn.Module):

@@ -42,8 +42,8 @@ class Autoencoder(nn.Module):
     def __init__(self,
         in_channels:int=3, # 1 for gray images, 3 for color
         latent_channels:int=4, # numbers at each place of the latents
-        channels:tuple=(64, 128), # at each resolution, of which each halves the one before
-        blocks:int=2, # at each resolution
+        channels:tuple=(48, 96), # at each resolution, of which each halves the one before
+        blocks:int=1, # at each resolution
         patch:int=2, # blocks of `patch` by `patch` pixels become channels, to save time
     ):
         super().__init__()
@@ -132,16 +132,17 @@ def train_autoencoder(
     learning_rate:float=2e-3, # at its peak
     seed:int=0, # of weights, batches and variations
     device:torch.device|None=None, # where it works; the fastest if `None`
-    watch:Callable|None=None, # called as `watch(step, loss)`
+    quiet:bool=False, # without a progress bar
     **settings, # of the `Autoencoder`
 ) -> Autoencoder: # in evaluation mode, its weights frozen
     "Train an autoencoder, and measure the scale of its latents"
+    from tqdm.auto import tqdm
     torch.manual_seed(seed)
     device, generator = device or default_device(), torch.Generator().manual_seed(seed)
     net = Autoencoder(images.shape[1], **settings).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), learning_rate, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    for step in range(steps):
+    for _ in tqdm(range(steps), desc="autoencoder", unit="step", disable=quiet):
         chosen = torch.randint(len(images), (batch_size,), generator=generator)
         x = varied(images[chosen], generator).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
@@ -151,7 +152,6 @@ def train_autoencoder(
         nn.utils.clip_grad_norm_(net.parameters(), 1.)
         optimizer.step()
         decay.step()
-        if watch: watch(step, loss.item())
     net.eval().requires_grad_(False)
     some = torch.cat([net.encode(x.to(device)) for x in images[:2000].split(250)])
     net.scale.copy_(0.5 / some.std())
@@ -181,7 +181,7 @@ def encode_dataset(
     space, # has `encode`, such as an `Autoencoder`
     data:Dataset|Tensor, # of images, or of pairs `(image, label)`
     batch_size:int=250, # images at a time
-) -> TensorDataset: # of latents, with the labels if there are any
+) -> TensorDataset: # of latents, with the labels if there are any, and `space`
     "The latents of a whole data set, computed once"
     if isinstance(data, Tensor): data = TensorDataset(data)
     where = next(space.parameters()).device if isinstance(space, nn.Module) else None
@@ -189,7 +189,9 @@ def encode_dataset(
     for batch in DataLoader(data, batch_size):
         x, *rest = batch if isinstance(batch, list | tuple) else [batch]
         parts.append([space.encode(x.to(where)).cpu(), *rest])
-    return TensorDataset(*map(torch.cat, zip(*parts)))
+    latents = TensorDataset(*map(torch.cat, zip(*parts)))
+    latents.space = space           # for whoever wants to see pictures of them
+    return latents
 
 # %% ../nbs/24_latents.ipynb #3a60ea48
 @dataclass(frozen=True, eq=False)

@@ -171,6 +171,8 @@ def label_menu(net):
     return ipywidgets.Dropdown(options=options, description="class")
 
 def weight_slider(net) -> dict: # `{"weight": a slider}`, `{}` of a network that takes no weight
-    "A slider for the guidance weight"
+    "A slider for the guidance weight, over those that the network was trained with"
     usual = getattr(net, "config", {}).get("usual_weight")
-    return {} if usual is None else {"weight": slider("weight", float(usual), 0., max(8., usual))}
+    if usual is None: return {}
+    low, _, high = getattr(net, "notes", {}).get("guidance") or (0., usual, max(8., usual))
+    return {"weight": slider("weight", float(usual), float(low), float(high))}

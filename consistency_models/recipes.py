@@ -20,9 +20,10 @@ from .continuous import (
     ContinuousConsistencyDistillation, ContinuousConsistencyTraining)
 from .data import describe
 from .diffusion import DiffusionTraining, guided
-from .distillation import ConsistencyDistillation, with_weight
+from .distillation import ConsistencyDistillation, with_weight, without_weight
 from .easy import EasyConsistencyTuning
 from .improved_consistency_training import ImprovedConsistencyTraining
+from .latents import LatentNetwork
 from .losses import pseudo_huber_loss
 from .networks import UNet
 from .pretrained import (
@@ -93,10 +94,15 @@ def recipe_for(
 def trained_network(
     start:str|Path, # a bundled checkpoint, a folder (also of diffusers), or a repository
     facts:dict, # of the data, as `describe` gives them
+    space:nn.Module|None=None, # the autoencoder, if the data are its latents
 ) -> nn.Module: # with weights that can be trained
     "A trained network that fits the data, ready to be trained further"
     diffusers = Path(start, "model_index.json").expanduser().is_file()
     net = from_diffusers(start) if diffusers else from_pretrained(start)
+    if (space is not None) != isinstance(net, LatentNetwork) or space is not None and not (
+            _same_weights(net.space, space)):
+        raise ValueError(f"{start} does not fit the data: it knows other latents, or none")
+    if space is not None: net.net.notes, net = net.notes | {"shape": facts["shape"]}, net.net
     if diffusers and net.predicts != "consistency": net.sigma_data = facts["sigma_data"]
     known = {"in_channels": getattr(net, "in_channels", None),
              "num_classes": num_classes_of(net) or None}
@@ -105,6 +111,11 @@ def trained_network(
             raise ValueError(f"{start} does not fit the data: its {name} is {known[name]}, "
                              f"the data needs {wanted}")
     return net.train().requires_grad_(True)
+
+def _same_weights(a:nn.Module, b:nn.Module) -> bool:
+    "Do two networks have the same weights?"
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(v.cpu(), b[k].cpu()) for k, v in a.items())
 
 def new_network(
     facts:dict, # of the data, as `describe` gives them
@@ -127,9 +138,10 @@ def teacher_network(
     teacher:str|Path, # a bundled checkpoint, a folder, or a repository of the Hub
     facts:dict, # of the data, as `describe` gives them
     guidance:float|None=None, # weight of the labels, above 1 to exaggerate them; plain if `None`
+    space:nn.Module|None=None, # the autoencoder, if the data are its latents
 ) -> nn.Module: # to be asked only
     "A trained diffusion model that fits the data"
-    net = trained_network(teacher, facts).eval().requires_grad_(False)
+    net = trained_network(teacher, facts, space).eval().requires_grad_(False)
     method = net.notes.get("recipe", {}).get("objective", "diffusion")
     if method != "diffusion":
         raise ValueError(f"a teacher must be a diffusion model, but {teacher} was trained "
@@ -164,7 +176,7 @@ def make_objective(
 
 # %% ../nbs/35_recipes.ipynb #65bdc1e0
 def make_trainer(
-    data:Dataset, # of images, or of pairs `(image, label)`
+    data:Dataset, # of images, or of pairs `(image, label)`; or latents, from `encode_dataset`
     recipe:dict, # as `recipe_for` gives it
     seed:int=0, # of the weights, the batches and the noise
     start:str|Path|None=None, # trained weights to go on from; a student's are its teacher's if `None`
@@ -179,11 +191,11 @@ def make_trainer(
         raise ValueError("three guidance weights are for the objective cd, "
                          f"not for {recipe['objective']}")
     if weights: fixed = None                            # one is drawn for each sample
-    if teacher: teacher = teacher_network(teacher, facts, fixed)
-    net = trained_network(start, facts) if start else new_network(facts, recipe)
+    space = getattr(data, "space", None)
+    if teacher: teacher = teacher_network(teacher, facts, fixed, space)
+    net = trained_network(start, facts, space) if start else new_network(facts, recipe)
     takes = getattr(net, "config", {}).get("usual_weight") is not None
-    if takes and not weights:
-        raise ValueError(f"{start} takes a guidance weight; train it with three, such as 0,1.5,8")
+    if takes and not weights: net = without_weight(net).train()
     if weights and not takes: net = with_weight(net).train()
     if weights: net.usual_weight = net.config["usual_weight"] = recipe["guidance"][1]
     net.notes = {"shape": list(facts["shape"])}         # not those of the model it starts from
@@ -239,6 +251,11 @@ def save_run(
     done = recipe | built | {"precision": trainer.precision}
     told |= {k: str(v) for k, v in done.items() if v is not None}
     kind = "diffusion" if recipe["objective"] == "diffusion" else "consistency"
-    save_pretrained(trainer.average, folder, title=f"A {kind} model of {data}",
+    if weights_of(recipe): notes["guidance"] = list(recipe["guidance"])
+    net, shape = trainer.average, describe(trainer.data)["shape"]
+    if space := getattr(trainer.data, "space", None):
+        net = LatentNetwork(net, space)
+        shape = list(space.decode(torch.empty(1, *shape, device=trainer.device)).shape[1:])
+    save_pretrained(net, folder, title=f"A {kind} model of {data}",
                     description=f"{OBJECTIVES[recipe['objective']].__doc__}.",
-                    shape=describe(trainer.data)["shape"], recipe=told, **notes)
+                    shape=shape, recipe=told, **notes)

@@ -1,6 +1,7 @@
 """Latents: an autoencoder, models that work in its latents, and guidance weights as an input."""
 import copy
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from consistency_models import (
     ConsistencySamplingAndEditing,
     DiffusionTraining,
     UNet,
+    cli,
     colorize,
     consistency_function,
     denoise,
@@ -32,7 +34,7 @@ from consistency_models import (
     with_weight,
 )
 from consistency_models.cli import main
-from consistency_models.distillation import DiffusersNetwork
+from consistency_models.distillation import DiffusersNetwork, without_weight
 from consistency_models.editing import LUMINANCE
 from consistency_models.editor import editing_explorer
 from consistency_models.explorers import sampling_explorer
@@ -46,6 +48,7 @@ from consistency_models.latents import (
     varied,
 )
 from consistency_models.parameterization import gaussian_consistency_function
+from consistency_models.pictures import save_grid
 
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
@@ -217,6 +220,19 @@ def test_a_pipeline_is_distilled_with_gradients_for_all_weights_of_the_student()
 
 # Keeps its promises
 
+@pytest.mark.parametrize("name", ["digits", "avatars"])
+def test_a_network_without_its_weight_answers_as_at_the_usual_one(name):
+    net = from_pretrained(name)
+    plain, noise = without_weight(net).eval(), torch.randn(4, *net.notes["shape"], generator=seeded())
+    sigma, labels = torch.tensor([0.1, 1., 9., 80.]), torch.arange(4)
+    with torch.no_grad(): assert torch.allclose(plain(noise, sigma, labels), net(noise, sigma, labels), atol=1e-5)
+    assert "usual_weight" not in plain.config and plain.config == {k: v for k, v in net.config.items() if k != "usual_weight"}
+    small = with_weight(MLP(num_classes=2), 3.)
+    torch.nn.init.normal_(small.guide.mlp[-1].bias, generator=seeded())
+    points = torch.randn(4, 2, generator=seeded())
+    assert torch.allclose(without_weight(small)(points, sigma, labels % 2), small(points, sigma, labels % 2), atol=1e-6)
+
+
 def test_a_network_with_a_weight_begins_as_it_was(teacher):
     points, sigma, labels = torch.randn(6, 2, generator=seeded()), torch.full((6,), 2.), torch.arange(6) % 2
     net = with_weight(teacher)
@@ -358,3 +374,54 @@ def test_what_does_not_fit_is_refused_by_name(latent, teacher):
     assert edit(without, torch.empty(2, 12, 4, 4), sigmas=[80.]).shape == (2, 3, 8, 8)
     with pytest.raises(ValueError, match="encoder="): inpaint(without, x, hole, [80.])
     with pytest.raises(TypeError, match="unet, scheduler and vae"): from_diffusers(latent)
+
+
+# From the command line
+
+@pytest.fixture
+def spaced(tmp_path):
+    """A folder of twelve pictures in two classes, and an autoencoder with random weights"""
+    for i in range(12):
+        (tmp_path / "pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        save_grid(torch.rand(1, 3, 16, 16, generator=seeded(i)), tmp_path / "pictures" / "ab"[i % 2] / f"{i}.png", 1)
+    torch.manual_seed(0)
+    save_pretrained(Autoencoder(3, 4, (8, 16)), tmp_path / "space")
+    return tmp_path
+
+
+def run_cli(folder, *more):
+    return main(["train", "--data", str(folder / "pictures"), "--labels", "--size", "16", "--steps", "2", "--batch-size", "2",
+                 "--autoencoder", str(folder / "space"), *more])
+
+
+def test_one_command_trains_teacher_and_student_in_latents_and_the_model_gives_pictures(spaced):
+    assert run_cli(spaced, "--out", str(spaced / "run"), "--channels", "8,16", "--patch", "1", "--guidance", "0,1.5,4") == 0
+    net, teacher, space = (from_pretrained(spaced / name) for name in ("run", "run/teacher", "space"))
+    assert net.notes["shape"] == teacher.notes["shape"] == [3, 16, 16] and net.notes["classes"] == ["a", "b"]
+    for part in (net, teacher):
+        assert all(torch.equal(v, part.space.state_dict()[k]) for k, v in space.state_dict().items())
+        assert part.net.config["in_channels"] == 4 and sample(part, 2, labels=[0, 1], weight=2.).shape == (2, 3, 16, 16)
+    assert f"--autoencoder {spaced}/space" in net.notes["recipe"]["command"]
+    picture = spaced / "samples.png"
+    assert main(["sample", str(spaced / "run"), "--n", "2", "--labels", "a", "--weight", "3", "--out", str(picture)]) == 0 and picture.exists()
+
+
+def test_an_autoencoder_is_trained_if_there_is_none_but_not_for_a_plan(spaced, monkeypatch, capsys):
+    shutil.rmtree(spaced / "space")
+    assert run_cli(spaced, "--only-plan") == 0 and not (spaced / "space").exists() and "4 x 4 x 4" in capsys.readouterr().out
+    monkeypatch.setattr(cli, "train_autoencoder", lambda x, device: train_autoencoder(x, 2, 4, device=device, channels=(8, 16)))
+    assert run_cli(spaced, "--objective", "ect", "--out", str(spaced / "run"), "--channels", "8,16", "--patch", "1") == 0
+    assert isinstance(from_pretrained(spaced / "space"), Autoencoder) and from_pretrained(spaced / "run").net.config["in_channels"] == 4
+
+
+def test_a_model_of_other_latents_or_of_pixels_is_refused(spaced, capsys):
+    assert run_cli(spaced, "--objective", "diffusion", "--out", str(spaced / "first"), "--channels", "8,16", "--patch", "1") == 0
+    torch.manual_seed(1)
+    shutil.rmtree(spaced / "space")
+    save_pretrained(Autoencoder(3, 4, (8, 16)), spaced / "space")
+    for start in (spaced / "first", "avatars"):
+        assert run_cli(spaced, "--objective", "ect", "--start", str(start), "--out", str(spaced / "second")) == 1
+        assert "other latents, or none" in capsys.readouterr().err
+    save_pretrained(UNet(3, (8, 16)), spaced / "net")
+    assert main(["train", "--data", str(spaced / "pictures"), "--size", "16", "--autoencoder", str(spaced / "net")]) == 1
+    assert "is no autoencoder" in capsys.readouterr().err

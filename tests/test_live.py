@@ -101,6 +101,9 @@ def test_a_slider_of_levels_starts_on_one_of_its_steps_and_ends_at_80():
 def test_the_menu_of_classes_has_each_class_or_none():
     assert label_menu(UNet()).options == (("each in turn", -1),)
     assert weight_slider(UNet(num_classes=2)) == {} and weight_slider(UNet(num_classes=2, usual_weight=1.5))["weight"].value == 1.5
+    told = UNet(num_classes=2, usual_weight=1.25)
+    told.notes = {"guidance": [0, 1.25, 4]}
+    assert (weight_slider(told)["weight"].min, weight_slider(told)["weight"].max) == (0, 4)
     two = UNet(num_classes=2)
     assert label_menu(two).options == (("each in turn", -1), ("0", 0), ("1", 1))
     two.notes = {"classes": ["cat", "dog"]}
