@@ -31,6 +31,7 @@ from consistency_models import (
     lognormal_probabilities,
     pseudo_huber_loss,
 )
+from consistency_models.distillation import without_weight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
@@ -243,7 +244,7 @@ def test_one_step_checks_at_the_door_alone(monkeypatch):
     At most ten checks and conversions in a step of the bundled U-Net and its loss, and no value is
     read from a tensor: each would wait for the GPU.
     """
-    net, (x, labels), calls = from_pretrained("digits").requires_grad_(), load_digits(), []
+    net, (x, labels), calls = without_weight(from_pretrained("digits")).eval().requires_grad_(), load_digits(), []
     training = ImprovedConsistencyTraining(sigma_data=net.sigma_data)
     training.attach(net)
     def one_step():
