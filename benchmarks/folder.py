@@ -25,7 +25,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from common import parser, pick_device, write
 
 from consistency_models import frechet_distance, from_pretrained, sample, train_classifier
@@ -37,11 +36,6 @@ from consistency_models.recipes import make_trainer, plan, recipe_for, save_run
 
 SHARES = {"diffusion": 0.7, "cd": 0.3}      # of the time, as in the recipes
 SECOND = 1.                                 # noise level of the second step
-
-
-def small(x):
-    """Pictures as the judge sees them"""
-    return F.avg_pool2d(x, max(1, x.shape[-1] // 32))
 
 
 def place(run):
@@ -70,10 +64,10 @@ def run(folder, size, minutes, threads, keep, autoencoder):
         for _ in trainer.train(): pass
         save_run(trainer, latest := Path(keep) / f"{name}-{objective}", str(folder), recipe)
     seconds, net = time.perf_counter() - start, from_pretrained(latest, device)
-    judge = train_classifier(small(training).to(device), classes.to(device), 2000)
+    judge = train_classifier(training.to(device), classes.to(device), 2000)
     draws = [sample(net, len(real), (80., SECOND), labels, s) for s in range(3)]
     save_grid(draws[0][:32], Path(keep) / f"{name}.png", 8)
-    distance = lambda x, y=real: frechet_distance(small(y), small(x), judge.features)
+    distance = lambda x: frechet_distance(real, x, judge.features)
     return {"size": size, "latents": bool(autoencoder), "minutes": minutes, "seconds": seconds, "images": len(data) // 2, "held_out": len(real),
             "channels": list(net.config["channels"]), "patch": net.config["patch"], **found,
             "distance": [distance(x) for x in draws],

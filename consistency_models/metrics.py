@@ -166,7 +166,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.sizes = num_classes if isinstance(num_classes, tuple) else (num_classes,)
         (channels, h, w), c = shape, 32
-        layers = [nn.Conv2d(channels, c, 3, padding=1), nn.ReLU()]
+        shrink = max(1, max(h, w) // 32)        # more than 63 pixels are not worth their time
+        h, w = h // shrink, w // shrink
+        layers = [nn.AvgPool2d(shrink)] if shrink > 1 else []
+        layers += [nn.Conv2d(channels, c, 3, padding=1), nn.ReLU()]
         while h > 4 and w > 4:
             layers += [nn.Conv2d(c, 64, 3, stride=2, padding=1), nn.ReLU()]
             c, h, w = 64, -(-h // 2), -(-w // 2)

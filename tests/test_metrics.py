@@ -203,6 +203,15 @@ def test_a_classifier_takes_any_size_and_its_answers_come_from_its_features():
         torch.testing.assert_close(net(x), net.head(net.features(x)))
 
 
+def test_a_classifier_sees_large_images_smaller():
+    torch.manual_seed(0)
+    large = Classifier((3, 64, 64), 5).eval()
+    torch.manual_seed(0)
+    small, x = Classifier((3, 32, 32), 5).eval(), torch.randn(3, 3, 64, 64)
+    assert torch.equal(large(x), small(torch.nn.functional.avg_pool2d(x, 2)))
+    assert Classifier((1, 48, 130), 2)(torch.randn(2, 1, 48, 130)).shape == (2, 2)
+
+
 def test_training_a_classifier_is_repeatable_and_leaves_the_random_state():
     images, labels = (x[:200] for x in load_digits())
     before = torch.get_rng_state()
