@@ -110,7 +110,8 @@ def demo(
     teacher = make_trainer(data, recipe, seed)
     for _ in progress(teacher.train()): pass
     save_run(teacher, models["diffusion"], "digits", recipe)
-    recipe = recipe_for("digits", "cd", steps=steps, teacher=str(models["diffusion"]))
+    recipe = recipe_for("digits", "cd", steps=steps, teacher=str(models["diffusion"]),
+                        guidance=(0., 1.25, 4.))
     trainer = make_trainer(data, recipe, seed)
     history = [(state.upper, state.losses) for state in progress(trainer.train())]
     save_run(trainer, models["consistency"], "digits", recipe)
