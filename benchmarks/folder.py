@@ -4,7 +4,7 @@ A diffusion model and then its student, as `consistency-models train --data FOLD
 --precision bf16` trains them, for each size of the pictures and each time, which decides the steps and the
 span of the average. A tenth of the pictures is held out; two-step samples are compared with
 them by the Fréchet distance in the features of a classifier of the subfolders, which are the classes; it
-looks at pictures of at most 32 pixels.
+sees pictures of 64 pixels at half their size.
 `real` is that distance for as many pictures of the training part. Each run has a process of its own.
 
     python benchmarks/folder.py PICTURES --sizes 16 32 64 --minutes 1 10
@@ -49,20 +49,21 @@ def run(folder, size, minutes, threads, keep, autoencoder):
     opened = dict(size=size, labels=True, hold_out=0.1)
     data, held = open_folder(folder, mirror=True, **opened), open_folder(folder, train=False, **opened)
     (training, classes), (real, labels) = data.tensors, (t.to(device) for t in held.tensors)
-    if autoencoder: data = encode_dataset(from_pretrained(autoencoder, device), data)
+    space = from_pretrained(autoencoder, device) if autoencoder else None
+    if space: data = encode_dataset(space, data)
     name = f"{size}{'-latents' if autoencoder else ''}-{minutes:g}"
     latest, found, start = None, {}, time.perf_counter()
     for objective, share in SHARES.items():
         given = {"teacher": latest} if latest else {}
         recipe = recipe_for("images", objective, precision="bf16", **given)
-        seconds = plan(make_trainer(data, recipe), 5)["seconds"]
+        seconds = plan(make_trainer(data, recipe, space=space), 5)["seconds"]
         recipe["steps"] = max(1, round(60 * minutes * share / seconds))
         recipe["ema_decay"] = max(0., min(recipe["ema_decay"], 1 - 20 / recipe["steps"]))
-        trainer = make_trainer(data, recipe)
+        trainer = make_trainer(data, recipe, space=space)
         found |= {f"{objective}_{k}": v for k, v in plan(trainer, 5).items()}
         found |= {f"{objective}_steps": recipe["steps"]}
         for _ in trainer.train(): pass
-        save_run(trainer, latest := Path(keep) / f"{name}-{objective}", str(folder), recipe)
+        save_run(trainer, latest := Path(keep) / f"{name}-{objective}", str(folder), recipe, space=space)
     seconds, net = time.perf_counter() - start, from_pretrained(latest, device)
     judge = train_classifier(training.to(device), classes.to(device), 2000)
     draws = [sample(net, len(real), (80., SECOND), labels, s) for s in range(3)]

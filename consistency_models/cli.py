@@ -35,10 +35,9 @@ from .latents import Autoencoder, encode_dataset, train_autoencoder
 from .metrics import (
     inception_features, measure, nearest, print_table, recognition_rate, train_classifier)
 from .pictures import read_image, refuse_foreign_picture, save_grid
-from consistency_models.pretrained import (
-    class_labels, from_pretrained, load_image_model, num_classes_of, refuse_foreign_files,
-    save_pretrained)
-from .pretrained import sample as draw
+from .pretrained import (
+    class_labels, from_pretrained, load_image_model, num_classes_of, refuse_foreign_files)
+from .pretrained import sample as draw, save_pretrained
 from .recipes import (
     make_objective, make_trainer, new_network, plan, recipe_for, save_run, weights_of)
 from .trainer import Trainer, new_accelerator
@@ -94,14 +93,18 @@ def train(
     with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
     if guidance is not None and describe(images)["num_classes"] is None:
         raise ValueError("guidance needs data with classes")
-    if autoencoder: images = _latents(images, autoencoder, accelerator, only_plan)
     if not alone:                       # one command for both, the teacher and its student
         student = make_objective(recipe, 1., lambda x, sigma: x)        # is it possible?
         _train_teacher(teacher, resume, given | dict(root=root, tracker=tracker,
                        checkpoint_every=checkpoint_every, only_plan=only_plan))
         start = None
-        if only_plan: return _say_student(images, recipe, student)
-    trainer = make_trainer(images, recipe, seed, start, out=None if only_plan else folder,
+    space = None
+    if autoencoder:
+        new = None if start or teacher else recipe      # of a network that is not there yet
+        space = _autoencoder(autoencoder, images, new, folder, only_plan, accelerator)
+        images = encode_dataset(space, images)
+    if only_plan and not alone: return _say_student(images, recipe, student)
+    trainer = make_trainer(images, recipe, seed, start, space, out=None if only_plan else folder,
                            tracker=tracker, checkpoint_every=checkpoint_every,
                            accelerator=accelerator)
     if resume and not only_plan: trainer.resume()
@@ -110,23 +113,41 @@ def train(
     for state in progress(trainer.train()): pass
     if trainer.accelerator.is_main_process:
         notes = _notes(data, opened)
-        save_run(trainer, folder, data, recipe, _command(train, given), **notes)
+        save_run(trainer, folder, data, recipe, _command(train, given), space, **notes)
         print(f"the weights are in {folder}/model.safetensors")
     trainer.accelerator.wait_for_everyone()             # a student reads them in every process
 
-def _latents(images, place:str, accelerator, only_plan:bool) -> TensorDataset:
-    "The images as latents of the autoencoder in a folder, which is trained if it is not there"
+def _autoencoder(place:str, images, recipe:dict|None, folder:Path, only_plan:bool,
+                 accelerator) -> Autoencoder:
+    "The autoencoder in a folder, which is trained if the folder is not there"
     if not isinstance(images, TensorDataset):
         raise ValueError("an autoencoder needs images that fit into the memory together")
-    x, device = images.tensors[0], accelerator.device
+    x, device, place = images.tensors[0], accelerator.device, Path(place).expanduser()
     with accelerator.main_process_first():
-        if Path(place).exists(): space = from_pretrained(place, device)
-        elif only_plan: space = Autoencoder(x.shape[1]).to(device)
-        else:
+        there = place.exists()
+        space = from_pretrained(place, device) if there else Autoencoder(x.shape[1]).to(device)
+        if not isinstance(space, Autoencoder): raise ValueError(f"{place} is no autoencoder")
+        _check_latents(space, describe(images), recipe, place)
+        if not there and checkpoints_in(folder):
+            raise ValueError(f"{place} is not there, and the run in {folder} was begun in its "
+                             "latents")
+        if not there and only_plan: print("first an autoencoder, 3,000 steps of 32 images")
+        elif not there:
+            check_folder(place, "be a folder")
             space = train_autoencoder(x, device=device)
             save_pretrained(space, place, title="An autoencoder", shape=list(x.shape[1:]))
-    if not isinstance(space, Autoencoder): raise ValueError(f"{place} is no autoencoder")
-    return encode_dataset(space, images)
+    return space
+
+def _check_latents(space:Autoencoder, facts:dict, recipe:dict|None, place:Path):
+    "Raise if an autoencoder does not fit the images, or the network not its latents"
+    channels, *sizes = facts["shape"]
+    if space.in_channels != channels or any(n % space.factor for n in sizes):
+        raise ValueError(f"the autoencoder in {place} is for images of {space.in_channels} "
+                         f"channels, with sizes that {space.factor} divides; "
+                         f"these have shape {facts['shape']}")
+    shape = [space.latent_channels, *(n // space.factor for n in sizes)]
+    try: recipe and new_network(facts | {"shape": shape}, recipe)
+    except ValueError as e: raise ValueError(f"in latents of shape {shape}: {e}") from e
 
 def _weights(guidance) -> float|tuple|None:
     "One guidance weight, or three"
@@ -178,7 +199,7 @@ def _train_teacher(place:str, resume:bool, given:dict):
     given = given | dict(objective="diffusion", teacher=None, guidance=None, steps=steps,
                          final_timesteps=None)
     if _is_model(Path(place)) and not given["only_plan"]:
-        done = from_pretrained(place).notes["recipe"].get("command")
+        done = from_pretrained(place).notes.get("recipe", {}).get("command")
         asked = _command(train, {k: v for k, v in given.items() if k not in _NOT_THE_MODEL})
         if done == asked: return
         raise ValueError(f"{place} was made by another command ({done}); choose another folder, "
@@ -449,13 +470,19 @@ def _failed(e:Exception) -> str:
     return (f"{type(e).__name__}: {text}; this looks like a fault of the program: "
             "run it again with --debug and report what it shows")
 
+def _begun(arguments:dict) -> bool:
+    "Is there anything that a run could be resumed from?"
+    folder = _run_folder(*(arguments[k] for k in ("out", "data", "objective")))
+    return bool(checkpoints_in(folder) or checkpoints_in(folder / "teacher")
+                or _is_model(folder / "teacher"))
+
 def _run(name:str, rest:list) -> int:
     "Run one command and return its exit code"
     arguments = vars(parser_for(name).parse_args(rest))
     debug = arguments.pop("debug")
     try: COMMANDS[name](**arguments)
     except KeyboardInterrupt:
-        hint = "; go on with --resume" if name == "train" else ""
+        hint = "; go on with --resume" if name == "train" and _begun(arguments) else ""
         print(f"\nconsistency-models {name}: stopped{hint}", file=sys.stderr)
         return 130
     except Exception as e:

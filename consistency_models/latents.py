@@ -181,7 +181,7 @@ def encode_dataset(
     space, # has `encode`, such as an `Autoencoder`
     data:Dataset|Tensor, # of images, or of pairs `(image, label)`
     batch_size:int=250, # images at a time
-) -> TensorDataset: # of latents, with the labels if there are any, and `space`
+) -> TensorDataset: # of latents, with the labels if there are any
     "The latents of a whole data set, computed once"
     if isinstance(data, Tensor): data = TensorDataset(data)
     where = next(space.parameters()).device if isinstance(space, nn.Module) else None
@@ -189,9 +189,7 @@ def encode_dataset(
     for batch in DataLoader(data, batch_size):
         x, *rest = batch if isinstance(batch, list | tuple) else [batch]
         parts.append([space.encode(x.to(where)).cpu(), *rest])
-    latents = TensorDataset(*map(torch.cat, zip(*parts)))
-    latents.space = space           # for whoever wants to see pictures of them
-    return latents
+    return TensorDataset(*map(torch.cat, zip(*parts)))
 
 # %% ../nbs/24_latents.ipynb #3a60ea48
 @dataclass(frozen=True, eq=False)

@@ -166,7 +166,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.sizes = num_classes if isinstance(num_classes, tuple) else (num_classes,)
         (channels, h, w), c = shape, 32
-        shrink = max(1, max(h, w) // 32)        # more than 63 pixels are not worth their time
+        shrink = max(1, min(max(h, w) // 32, h, w))     # more than 63 pixels take long, for little
         h, w = h // shrink, w // shrink
         layers = [nn.AvgPool2d(shrink)] if shrink > 1 else []
         layers += [nn.Conv2d(channels, c, 3, padding=1), nn.ReLU()]

@@ -103,7 +103,7 @@ _CARD = """---
 from consistency_models import from_pretrained, sample
 
 net = from_pretrained("{{ name | default("folder or repository", true) }}")
-x = sample(net, 16{% if not shape %}, shape=[...]{% endif %})
+{% if autoencoder %}x = net.decode(net.encode(images)){% else %}x = sample(net, 16{% if not shape %}, shape=[...]{% endif %}){% endif %}
 ```
 {% for heading, rows in tables.items() %}
 ## {{ heading }}
@@ -209,6 +209,7 @@ def _config_and_card(net:nn.Module, license:str|None, notes:dict) -> tuple[dict,
             raise TypeError(f"{name} must be a dictionary, got {type(notes[name]).__name__}")
     tables = {"Recipe": notes.get("recipe", {}), "Measured": notes.get("quality", {})}
     card = {k: notes.get(k) for k in ("title", "description", "name", "license", "shape")}
+    card["autoencoder"] = isinstance(net, Autoencoder)
     config = network_config(net)
     _check_same_tensors(net, config)
     return config | {"notes": notes}, card | {"tables": {k: v for k, v in tables.items() if v}}
@@ -365,6 +366,8 @@ def load_image_model(
 ) -> nn.Module: # in evaluation mode; `notes["shape"]` is channels, height and width
     "A network that makes pictures"
     net = model if isinstance(model, nn.Module) else from_pretrained(model)
+    if isinstance(net, Autoencoder):
+        raise ValueError("an autoencoder draws nothing by itself; train a model in its latents")
     shape = getattr(net, "notes", {}).get("shape", ())
     if len(shape) != 3:
         raise ValueError("the notes of the model must hold the shape of its images, [channels, "

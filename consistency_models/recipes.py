@@ -23,7 +23,7 @@ from .diffusion import DiffusionTraining, guided
 from .distillation import ConsistencyDistillation, with_weight, without_weight
 from .easy import EasyConsistencyTuning
 from .improved_consistency_training import ImprovedConsistencyTraining
-from .latents import LatentNetwork
+from .latents import Autoencoder, LatentNetwork
 from .losses import pseudo_huber_loss
 from .networks import UNet
 from .pretrained import (
@@ -99,10 +99,9 @@ def trained_network(
     "A trained network that fits the data, ready to be trained further"
     diffusers = Path(start, "model_index.json").expanduser().is_file()
     net = from_diffusers(start) if diffusers else from_pretrained(start)
-    if (space is not None) != isinstance(net, LatentNetwork) or space is not None and not (
-            _same_weights(net.space, space)):
-        raise ValueError(f"{start} does not fit the data: it knows other latents, or none")
-    if space is not None: net.net.notes, net = net.notes | {"shape": facts["shape"]}, net.net
+    if space is not None: net = _in_latents(net, space, start)
+    elif isinstance(net, LatentNetwork):
+        raise ValueError(f"{start} is a model of latents; give its autoencoder too")
     if diffusers and net.predicts != "consistency": net.sigma_data = facts["sigma_data"]
     known = {"in_channels": getattr(net, "in_channels", None),
              "num_classes": num_classes_of(net) or None}
@@ -112,10 +111,18 @@ def trained_network(
                              f"the data needs {wanted}")
     return net.train().requires_grad_(True)
 
-def _same_weights(a:nn.Module, b:nn.Module) -> bool:
-    "Do two networks have the same weights?"
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(v.cpu(), b[k].cpu()) for k, v in a.items())
+def _in_latents(net:nn.Module, space:nn.Module, start:str|Path) -> nn.Module:
+    "The part of a model that knows latents, if they are those of `space`"
+    if not isinstance(net, LatentNetwork):
+        raise ValueError(f"{start} was trained on pixels, not in the latents of an autoencoder")
+    ours, own = space.state_dict(), net.space.state_dict()
+    same = ours.keys() == own.keys() and all(
+        torch.equal(v.cpu(), own[k].cpu()) for k, v in ours.items())
+    if not same: raise ValueError(f"{start} was trained in the latents of another autoencoder")
+    channels, *sizes = net.notes["shape"]
+    shape = [net.net.in_channels, *(n // space.factor for n in sizes)]
+    net.net.notes = net.notes | {"shape": shape}
+    return net.net
 
 def new_network(
     facts:dict, # of the data, as `describe` gives them
@@ -176,10 +183,11 @@ def make_objective(
 
 # %% ../nbs/35_recipes.ipynb #65bdc1e0
 def make_trainer(
-    data:Dataset, # of images, or of pairs `(image, label)`; or latents, from `encode_dataset`
+    data:Dataset, # of images, or of pairs `(image, label)`
     recipe:dict, # as `recipe_for` gives it
     seed:int=0, # of the weights, the batches and the noise
     start:str|Path|None=None, # trained weights to go on from; a student's are its teacher's if `None`
+    space:Autoencoder|None=None, # whose latents the data are, as `encode_dataset` gives them
     **settings, # further settings of the `Trainer`, such as `out`
 ) -> Trainer:
     "A trainer with a U-Net that fits the data"
@@ -191,11 +199,14 @@ def make_trainer(
         raise ValueError("three guidance weights are for the objective cd, "
                          f"not for {recipe['objective']}")
     if weights: fixed = None                            # one is drawn for each sample
-    space = getattr(data, "space", None)
+    if not isinstance(space, Autoencoder | None):
+        raise TypeError(f"space must be an Autoencoder, got {type(space).__name__}")
     if teacher: teacher = teacher_network(teacher, facts, fixed, space)
     net = trained_network(start, facts, space) if start else new_network(facts, recipe)
     takes = getattr(net, "config", {}).get("usual_weight") is not None
-    if takes and not weights: net = without_weight(net).train()
+    if takes and not weights:
+        net = without_weight(net).train()
+        net.label_dropout = net.config["label_dropout"] = recipe.get("label_dropout", 0.)
     if weights and not takes: net = with_weight(net).train()
     if weights: net.usual_weight = net.config["usual_weight"] = recipe["guidance"][1]
     net.notes = {"shape": list(facts["shape"])}         # not those of the model it starts from
@@ -241,6 +252,7 @@ def save_run(
     data:str, # name of the data set, or its folder
     recipe:dict, # as `recipe_for` gives it
     command:str|None=None, # what somebody would type to train the same model again
+    space:Autoencoder|None=None, # whose latents the data are
     **notes, # more to write down
 ):
     "Save the averaged weights of a run, with a card that says how to train them again"
@@ -253,9 +265,9 @@ def save_run(
     kind = "diffusion" if recipe["objective"] == "diffusion" else "consistency"
     if weights_of(recipe): notes["guidance"] = list(recipe["guidance"])
     net, shape = trainer.average, describe(trainer.data)["shape"]
-    if space := getattr(trainer.data, "space", None):
+    if space is not None:
         net = LatentNetwork(net, space)
-        shape = list(space.decode(torch.empty(1, *shape, device=trainer.device)).shape[1:])
+        shape = [space.in_channels, *(n * space.factor for n in shape[1:])]
     save_pretrained(net, folder, title=f"A {kind} model of {data}",
                     description=f"{OBJECTIVES[recipe['objective']].__doc__}.",
                     shape=shape, recipe=told, **notes)

@@ -49,6 +49,7 @@ from consistency_models.latents import (
 )
 from consistency_models.parameterization import gaussian_consistency_function
 from consistency_models.pictures import save_grid
+from consistency_models.recipes import make_trainer, recipe_for
 
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
@@ -398,6 +399,7 @@ def test_one_command_trains_teacher_and_student_in_latents_and_the_model_gives_p
     assert run_cli(spaced, "--out", str(spaced / "run"), "--channels", "8,16", "--patch", "1", "--guidance", "0,1.5,4") == 0
     net, teacher, space = (from_pretrained(spaced / name) for name in ("run", "run/teacher", "space"))
     assert net.notes["shape"] == teacher.notes["shape"] == [3, 16, 16] and net.notes["classes"] == ["a", "b"]
+    assert net.notes["guidance"] == [0, 1.5, 4] and "guidance" not in teacher.notes
     for part in (net, teacher):
         assert all(torch.equal(v, part.space.state_dict()[k]) for k, v in space.state_dict().items())
         assert part.net.config["in_channels"] == 4 and sample(part, 2, labels=[0, 1], weight=2.).shape == (2, 3, 16, 16)
@@ -408,20 +410,45 @@ def test_one_command_trains_teacher_and_student_in_latents_and_the_model_gives_p
 
 def test_an_autoencoder_is_trained_if_there_is_none_but_not_for_a_plan(spaced, monkeypatch, capsys):
     shutil.rmtree(spaced / "space")
-    assert run_cli(spaced, "--only-plan") == 0 and not (spaced / "space").exists() and "4 x 4 x 4" in capsys.readouterr().out
+    assert run_cli(spaced, "--only-plan") == 0 and not (spaced / "space").exists()
+    assert (said := capsys.readouterr().out).count("first an autoencoder") == 2 and "4 x 4 x 4" in said
     monkeypatch.setattr(cli, "train_autoencoder", lambda x, device: train_autoencoder(x, 2, 4, device=device, channels=(8, 16)))
-    assert run_cli(spaced, "--objective", "ect", "--out", str(spaced / "run"), "--channels", "8,16", "--patch", "1") == 0
-    assert isinstance(from_pretrained(spaced / "space"), Autoencoder) and from_pretrained(spaced / "run").net.config["in_channels"] == 4
+    monkeypatch.setenv("HOME", str(spaced))
+    small = "--objective", "diffusion", "--channels", "8,16", "--patch", "1", "--autoencoder", "~/space"
+    assert run_cli(spaced, *small, "--out", str(spaced / "run")) == 0
+    first = from_pretrained(spaced / "space")
+    assert isinstance(first, Autoencoder) and from_pretrained(spaced / "run").net.config["in_channels"] == 4
+    assert "net.decode(net.encode(images))" in (spaced / "space" / "README.md").read_text()
+    assert run_cli(spaced, *small, "--out", str(spaced / "again")) == 0
+    assert all(torch.equal(v, first.state_dict()[k]) for k, v in from_pretrained(spaced / "space").state_dict().items())
+    shutil.rmtree(spaced / "space")
+    assert run_cli(spaced, *small, "--out", str(spaced / "run"), "--resume") == 1 and "was begun in its latents" in capsys.readouterr().err
 
 
-def test_a_model_of_other_latents_or_of_pixels_is_refused(spaced, capsys):
+def test_what_does_not_fit_latents_is_said_before_anything_is_trained(spaced, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "train_autoencoder", lambda x, device: pytest.fail("trained"))
+    for options, what in ((["--gray"], "for images of 3 channels"), (["--size", "18"], "with sizes that 4 divides"),
+                          (["--autoencoder", str(spaced / "new"), "--channels", "8,16", "--patch", "4"], "in latents of shape"),
+                          (["--autoencoder", str(spaced / "new"), "--size", "20"], "must be divisible by")):
+        assert run_cli(spaced, "--out", str(spaced / "x"), *options) == 1
+        assert what in capsys.readouterr().err
+    assert main(["sample", str(spaced / "space")]) == 1 and "draws nothing by itself" in capsys.readouterr().err
+    latents, facts = torch.zeros(4, 4, 4, 4), {"objective": "ict"} | recipe_for("images", steps=1)
+    with pytest.raises(TypeError, match="space must be an Autoencoder"): make_trainer(torch.utils.data.TensorDataset(latents), facts, space=UNet(4))
+
+
+def test_a_model_of_other_latents_sizes_or_of_pixels_is_refused(spaced, capsys):
     assert run_cli(spaced, "--objective", "diffusion", "--out", str(spaced / "first"), "--channels", "8,16", "--patch", "1") == 0
+    assert run_cli(spaced, "--size", "32", "--teacher", str(spaced / "first"), "--out", str(spaced / "second")) == 1
+    assert "makes images of shape [4, 4, 4], the data has [4, 8, 8]" in capsys.readouterr().err
+    assert main(["train", "--data", str(spaced / "pictures"), "--labels", "--size", "16", "--teacher", str(spaced / "first")]) == 1
+    assert "give its autoencoder too" in capsys.readouterr().err
     torch.manual_seed(1)
     shutil.rmtree(spaced / "space")
     save_pretrained(Autoencoder(3, 4, (8, 16)), spaced / "space")
-    for start in (spaced / "first", "avatars"):
+    for start, what in ((spaced / "first", "the latents of another autoencoder"), ("avatars", "was trained on pixels")):
         assert run_cli(spaced, "--objective", "ect", "--start", str(start), "--out", str(spaced / "second")) == 1
-        assert "other latents, or none" in capsys.readouterr().err
+        assert what in capsys.readouterr().err
     save_pretrained(UNet(3, (8, 16)), spaced / "net")
     assert main(["train", "--data", str(spaced / "pictures"), "--size", "16", "--autoencoder", str(spaced / "net")]) == 1
     assert "is no autoencoder" in capsys.readouterr().err

@@ -197,7 +197,7 @@ def test_few_samples_warn():
 
 
 def test_a_classifier_takes_any_size_and_its_answers_come_from_its_features():
-    for shape in ((1, 8, 8), (3, 32, 32), (3, 5, 9)):
+    for shape in ((1, 8, 8), (3, 32, 32), (3, 5, 9), (3, 4, 256)):
         net, x = Classifier(shape, 7).eval(), torch.randn(3, *shape)
         assert net.features(x).shape == (3, 64)
         torch.testing.assert_close(net(x), net.head(net.features(x)))

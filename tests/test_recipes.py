@@ -117,6 +117,8 @@ def test_trained_weights_are_trained_further_with_all_levels_from_the_first_step
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), trainer.net.parameters()))
     assert [state.num_timesteps for state in trainer.train()] == [21, 21]     # levels, one more than the grid's steps
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.net.parameters()))
+    diffusion = make_trainer(open_data("digits"), recipe_for("digits", "diffusion", steps=1), start="digits")
+    assert diffusion.net.label_dropout == diffusion.net.config["label_dropout"] == 0.1      # so that its student can be guided
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
