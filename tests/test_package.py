@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from test_project import FILES, ROOT, relative, settings
 
-MODELS = {"digits", "mnist", "mnist-continuous", "mnist-diffusion", "mnist-distilled", "mnist-easy", "avatars"}
+MODELS = {"digits", "mnist", "mnist-continuous", "mnist-diffusion", "mnist-distilled", "mnist-easy", "avatars", "emoji"}
 
 NOTEBOOKS = ["index.ipynb", "34_pretrained.ipynb"]
 pytestmark = pytest.mark.slow
