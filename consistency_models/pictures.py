@@ -45,12 +45,12 @@ def show_images(
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for i, (ax, image) in enumerate(zip(axes.flat, _from_zero_to_one(x))):
         blend = "bicubic" if smooth else "nearest"
-        ax.imshow(image.permute(1, 2, 0).numpy(), vmin=0, vmax=1, interpolation=blend)
+        ax.imshow(image.permute(1, 2, 0).numpy(), "gray", vmin=0, vmax=1, interpolation=blend)
         ax.set_frame_on(True)
         ax.spines[:].set(visible=True, color="0.8")
-        if titles: ax.set_title(titles[i], fontsize=8)
+        if titles: ax.set_title(titles[i], fontsize=9)
     for ax, name in zip(axes[:, 0], rows or []):
-        ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=8)
+        ax.text(-0.15, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=9)
     return fig
 
 def _from_zero_to_one(x:Tensor) -> Tensor:

@@ -267,6 +267,7 @@ def test_citation_and_changelog_know_the_version():
 def test_markdown_comes_from_the_notebooks():
     made = readme.files()
     stale = [relative(p) for p, text in made.items() if p.read_text(encoding="utf-8") != text]
+    stale += [relative(p) for p, drawn in readme.pictures().items() if p.read_bytes() != drawn]
     assert made and stale == [], "run 'make export' and commit the result"
 
 

@@ -1,9 +1,11 @@
 """Write what is made from the text of the notebooks: `python tools/readme.py`.
 
 README.md from nbs/index.ipynb, CONTRIBUTING.md from nbs/contributing.ipynb, and nbs/llms.txt from
-nbs/sidebar.yml and the title cells of the notebooks that it lists.
+nbs/sidebar.yml and the title cells of the notebooks that it lists. The figures of the home page go to
+nbs/images, under their labels.
 """
 
+import base64
 import json
 import re
 from configparser import ConfigParser
@@ -27,13 +29,21 @@ def text_of(output):
     return "\n".join("    " + line for line in text.rstrip().splitlines())
 
 
+def figure(cell):
+    """The label of a cell's figure and its bytes, or nothing"""
+    label = re.search(r"^#\| label: (fig-[\w-]+)", "".join(cell["source"]), re.M)
+    drawn = [o["data"]["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    return (label[1], base64.b64decode("".join(drawn[0]))) if label and drawn else None
+
+
 def block(cell):
     """One cell as Markdown; hidden cells and empty ones give nothing."""
     source = "".join(cell["source"]).strip()
     if cell["cell_type"] == "markdown": return source
     if not source or re.search(r"^#\| *(hide|include: *false)", source, re.M): return ""
     shown = "\n".join(line for line in source.splitlines() if not line.startswith("#|"))
-    printed = filter(None, map(text_of, cell["outputs"]))
+    found, alt = figure(cell), re.search(r'^#\| fig-alt: "(.*)"', source, re.M)
+    printed = [f"![{alt[1]}](images/{found[0]}.png)"] if found else filter(None, map(text_of, cell["outputs"]))
     return "\n\n".join([f"```python\n{shown.strip()}\n```", *printed])
 
 
@@ -79,5 +89,12 @@ def files():
     return made | {ROOT / "nbs/llms.txt": llms()}
 
 
+def pictures():
+    """The figures of the home page, by path"""
+    found = filter(None, map(figure, cells(ROOT / "nbs/index.ipynb")))
+    return {ROOT / f"nbs/images/{label}.png": content for label, content in found}
+
+
 if __name__ == "__main__":
     for path, text in files().items(): path.write_text(text, encoding="utf-8")
+    for path, content in pictures().items(): path.write_bytes(content)
