@@ -91,6 +91,7 @@ def train(
     if only_plan: tracker = None
     accelerator = new_accelerator(recipe["precision"], tracker, folder)
     with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
+    _check_classes((start, None if not alone else teacher), _notes(data, opened).get("classes"))
     if guidance is not None and describe(images)["num_classes"] is None:
         raise ValueError("guidance needs data with classes")
     if not alone:                       # one command for both, the teacher and its student
@@ -176,6 +177,16 @@ def _notes(data:str, opened:dict) -> dict:
     classes = ImageFolder(data, labels=True).classes if opened["labels"] else None
     folder = os.path.abspath(os.path.expanduser(data))
     return {"opened": opened | {"folder": folder}, "classes": classes}
+
+def _check_classes(places:tuple, names:list|None):
+    "Raise if trained weights know the same classes under other numbers"
+    for place in places:
+        if place is None or Path(place, "model_index.json").expanduser().is_file(): continue
+        known = from_pretrained(place).notes.get("classes")
+        if names and known and known != names and sorted(known) == sorted(names):
+            raise ValueError(f"{place} numbers the classes {', '.join(known)}, the data "
+                             f"{', '.join(names)}; begin the folders' names with numbers, such "
+                             f"as 0-{known[0]}, in the order of {place}")
 
 def _check_run(folder:Path, resume:bool, only_plan:bool):
     "Raise if a run cannot begin in its folder, or cannot go on there"

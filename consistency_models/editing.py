@@ -7,6 +7,8 @@ __all__ = ['editing_sigmas', 'edit', 'inpaint', 'preset_mask', 'outpaint', 'colo
            'super_resolve', 'stroke_to_image', 'denoise', 'interpolate_latents']
 
 # %% ../nbs/19_editing.ipynb #f8a48f28
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import warnings
 from collections.abc import Callable
 
@@ -21,6 +23,8 @@ from .sampling import Operator, check_interpolation, check_mask, slerp, trajecto
 from .schedules import karras_schedule
 
 # %% ../nbs/19_editing.ipynb #1f1e17d9
+#| code-fold: true
+#| code-summary: "editing_sigmas: the levels of the paper's experiments"
 def editing_sigmas(
     n:int=40, # how many
     sigma_min:float=0.002, # the last one
@@ -29,6 +33,8 @@ def editing_sigmas(
     return karras_schedule(n, sigma_min).flip(0)
 
 # %% ../nbs/19_editing.ipynb #55433ad4
+#| code-fold: true
+#| code-summary: "edit: what all tasks share"
 @delegates(trajectory, keep=True)
 def edit(
     f:ConsistencyFunction|Callable, # a consistency function, or a network, called as `net(x, sigma, **kwargs)`
@@ -44,6 +50,8 @@ def edit(
     return x
 
 # %% ../nbs/19_editing.ipynb #91359c45
+#| code-fold: true
+#| code-summary: "A warning for values outside [-1, 1]"
 def _warn_range(values:Tensor, name:str):
     "Warn of known values outside [-1, 1]"
     if values.numel() == 0: return
@@ -52,6 +60,8 @@ def _warn_range(values:Tensor, name:str):
         warnings.warn(f"{name} has values from {low:.3g} to {high:.3g}, but the model works in [-1, 1]", stacklevel=3)
 
 # %% ../nbs/19_editing.ipynb #4caf6c75
+#| code-fold: true
+#| code-summary: "inpaint"
 @delegates(edit, keep=True, but=["operator", "start_from_y", "add_initial_noise"])
 def inpaint(
     f:ConsistencyFunction|Callable, # a consistency function, or a network
@@ -67,6 +77,8 @@ def inpaint(
     return edit(f, x, Operator(mask), sigmas, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #6f7e45b4
+#| code-fold: true
+#| code-summary: "preset_mask: masks by name"
 def preset_mask(
     name:str, # top, bottom, left, right, center, random or letters
     height:int, # pixels
@@ -85,6 +97,8 @@ def preset_mask(
     return mask
 
 # %% ../nbs/19_editing.ipynb #bc6a84eb
+#| code-fold: true
+#| code-summary: "A mask of letters"
 def _letters(text:str, height:int, width:int) -> Tensor:
     "A mask with the shape of a text that fills the picture"
     from PIL import Image, ImageDraw, ImageFont
@@ -94,6 +108,8 @@ def _letters(text:str, height:int, width:int) -> Tensor:
     return (torch.tensor(list(image.resize((width, height)).tobytes())).view(1, height, width) > 127).float()
 
 # %% ../nbs/19_editing.ipynb #03041b5b
+#| code-fold: true
+#| code-summary: "outpaint"
 @delegates(inpaint, keep=True)
 def outpaint(
     f:ConsistencyFunction|Callable, # a consistency function, or a network, for the larger images
@@ -111,11 +127,13 @@ def outpaint(
     return inpaint(f, y, mask, sigmas, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #c51d9a05
+#| code-fold: true
+#| code-summary: "An orthogonal basis with a given first vector"
 def orthogonal_basis(
     first, # the direction of the first column, shape `(n,)`
 ) -> Tensor: # orthogonal matrix, shape `(n, n)`, `float64`
     "An orthogonal basis whose first vector has a given direction: appendix D of Song et al. (2023)"
-    as_tensor(first, "first")   # complain of what is no numbers
+    as_tensor(first, "first")   # raises unless it holds numbers
     first = torch.as_tensor(first, dtype=torch.float64)
     if first.ndim != 1 or not first.isfinite().all() or not first.any(): raise ValueError(f"first must be a direction, such as [1, 1], got {first.tolist()}")
     start = torch.eye(len(first), dtype=torch.float64)
@@ -124,9 +142,13 @@ def orthogonal_basis(
     return q * r[0, 0].sign()
 
 # %% ../nbs/19_editing.ipynb #f2687102
+#| code-fold: true
+#| code-summary: "The weights of the luminance"
 LUMINANCE = (0.2989, 0.5870, 0.1140) # of red, green and blue, as in the paper
 
 # %% ../nbs/19_editing.ipynb #98fd41f6
+#| code-fold: true
+#| code-summary: "A change of basis"
 def in_basis(
     x:Tensor, # shape `(..., n)`
     basis:Tensor, # orthogonal matrix, shape `(n, n)`; the new axes are its columns
@@ -136,6 +158,8 @@ def in_basis(
     with torch.autocast(x.device.type, enabled=False): return x @ basis.to(x)    # what is known must stay exact
 
 # %% ../nbs/19_editing.ipynb #64a38c88
+#| code-fold: true
+#| code-summary: "colorization: the operator"
 def colorization() -> Operator: # for images of shape `(batch, 3, ...)`
     "The luminance of each pixel is known, the other two color axes are not"
     q = orthogonal_basis(LUMINANCE)
@@ -143,6 +167,8 @@ def colorization() -> Operator: # for images of shape `(batch, 3, ...)`
     return Operator(torch.tensor([0., 1., 1.]).view(3, 1, 1), turn(q), turn(q.T))
 
 # %% ../nbs/19_editing.ipynb #bda83864
+#| code-fold: true
+#| code-summary: "colorize"
 @delegates(edit, keep=True, but=["operator", "start_from_y", "add_initial_noise"])
 def colorize(
     f:ConsistencyFunction|Callable, # a consistency function, or a network, for color images
@@ -159,6 +185,8 @@ def colorize(
     return edit(f, y, colorization(), sigmas, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #e460707e
+#| code-fold: true
+#| code-summary: "Cut into patches"
 def split_patches(
     x:Tensor, # shape `(batch, channels, n1, n2, ...)`
     factor:int, # $p$, which divides each `n`
@@ -170,6 +198,8 @@ def split_patches(
     return x.movedim(tuple(range(3, 3 + 2 * dims, 2)), tuple(range(-dims, 0))).flatten(-dims)
 
 # %% ../nbs/19_editing.ipynb #a9282989
+#| code-fold: true
+#| code-summary: "Join patches"
 def join_patches(
     u:Tensor, # as from `split_patches`
     factor:int, # the same factor
@@ -180,6 +210,8 @@ def join_patches(
     return x.reshape(*u.shape[:2], *(n * factor for n in u.shape[2:-1]))
 
 # %% ../nbs/19_editing.ipynb #b616cd38
+#| code-fold: true
+#| code-summary: "super_resolution: the operator"
 def super_resolution(
     factor:int, # $p$, the width of a patch
     dims:int=2, # axes after the channels: 1 for sounds, 2 for images, 3 for volumes
@@ -191,6 +223,8 @@ def super_resolution(
     return Operator(mask, lambda x: in_basis(split_patches(x, int(factor)), q), lambda u: join_patches(in_basis(u, q.T), int(factor)))
 
 # %% ../nbs/19_editing.ipynb #d5acfadf
+#| code-fold: true
+#| code-summary: "super_resolve"
 @delegates(edit, keep=True, but=["operator", "start_from_y", "add_initial_noise"])
 def super_resolve(
     f:ConsistencyFunction|Callable, # a consistency function, or a network, for the large images
@@ -208,6 +242,8 @@ def super_resolve(
     return edit(f, y, operator, sigmas, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #6ff14a88
+#| code-fold: true
+#| code-summary: "stroke_to_image"
 @delegates(edit, keep=True, but=["operator", "start_from_y", "add_initial_noise"])
 def stroke_to_image(
     f:ConsistencyFunction|Callable, # a consistency function, or a network
@@ -221,6 +257,8 @@ def stroke_to_image(
     return edit(f, painting, None, sigmas, start_from_y=True, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #f65871e8
+#| code-fold: true
+#| code-summary: "denoise: one jump from a known level"
 @delegates(edit, keep=True, but=["operator", "start_from_y", "add_initial_noise"])
 def denoise(
     f:ConsistencyFunction|Callable, # a consistency function, or a network
@@ -230,10 +268,12 @@ def denoise(
 ) -> Tensor: # clean images
     "Remove Gaussian noise in one step: appendix D of Song et al. (2023)"
     if space_of(f) is not None:
-        raise ValueError("denoise needs a model of the data themselves: noise of pixels is no noise of latents")
+        raise ValueError("denoise needs a model of the data themselves: Gaussian noise of pixels is not Gaussian in latents")
     return edit(f, x, None, [sigma], start_from_y=True, add_initial_noise=False, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #f61804f2
+#| code-fold: true
+#| code-summary: "interpolate_latents"
 @delegates(edit, keep=True, but=["operator", "start_from_y", "add_initial_noise"])
 def interpolate_latents(
     f:ConsistencyFunction|Callable, # a consistency function, or a network

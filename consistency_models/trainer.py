@@ -6,6 +6,8 @@
 __all__ = ['Trainer']
 
 # %% ../nbs/31_trainer.ipynb #bf387fbc
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import atexit
 import copy
 import hashlib
@@ -68,6 +70,8 @@ def data_order(
     return torch.cat([_epoch_order(n, e, seed)[places[places // n == e] % n] for e in epochs])
 
 # %% ../nbs/31_trainer.ipynb #94d7a2be
+#| code-fold: true
+#| code-summary: "Seeds of samples"
 _CPU = torch.device("cpu")
 
 def _seed_all(seed:int, device:torch.device=_CPU):
@@ -109,19 +113,9 @@ def _leave_interrupts(worker:int):
     "Ctrl-C reaches every process of a terminal; the main one decides what to do"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../nbs/31_trainer.ipynb #884ca6ee
-def learning_rate(
-    step:int, # $k$, from 0
-    steps:int, # $K$
-    peak:float=1e-3, # $\eta_0$, the largest value
-    warmup:int=50, # $W$, steps of linear growth
-    decay:bool=True, # fall to zero along half a cosine, or stay at the peak
-) -> float: # $\eta(k)$
-    "Linear warm-up, then half a cosine down to zero"
-    falling = (1 + math.cos(math.pi * step / steps)) / 2 if decay else 1
-    return peak * min(1, (step + 1) / max(1, warmup)) * falling
-
 # %% ../nbs/31_trainer.ipynb #5c1e77ab
+#| code-fold: true
+#| code-summary: "Precision and devices"
 def _chosen_precision(asked:str|None, accelerator=None) -> str:
     "The precision asked for here, or else outside: by the accelerator, or by `accelerate launch`"
     outside = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
@@ -172,6 +166,8 @@ def _wrapped(accelerator, call:nn.Module) -> nn.Module:
     return wrapped
 
 # %% ../nbs/31_trainer.ipynb #6b3f18d9
+#| code-fold: true
+#| code-summary: "Checks at the door"
 def _check_network(net):
     "Raise unless `net` is a network with weights to train"
     if not isinstance(net, nn.Module):
@@ -230,6 +226,8 @@ def _shapes(state:dict) -> dict:
     return {k: tuple(getattr(v, "shape", ())) for k, v in state.items()}
 
 # %% ../nbs/31_trainer.ipynb #564c9e9b
+#| code-fold: true
+#| code-summary: "Ctrl-C, and loops that a program leaves behind"
 @contextmanager
 def _hold_interrupts():
     "Hold Ctrl-C back until the block is done"
@@ -251,6 +249,18 @@ def _close_loops():
     for loop in [l for l in _LOOPS if not l.gi_running]: loop.close()
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_LOOPS.clear)
+
+# %% ../nbs/31_trainer.ipynb #884ca6ee
+def learning_rate(
+    step:int, # $k$, from 0
+    steps:int, # $K$
+    peak:float=1e-3, # $\eta_0$, the largest value
+    warmup:int=50, # $W$, steps of linear growth
+    decay:bool=True, # fall to zero along half a cosine, or stay at the peak
+) -> float: # $\eta(k)$
+    "Linear warm-up, then half a cosine down to zero"
+    falling = (1 + math.cos(math.pi * step / steps)) / 2 if decay else 1
+    return peak * min(1, (step + 1) / max(1, warmup)) * falling
 
 # %% ../nbs/31_trainer.ipynb #9851d86a
 #| code-fold: true

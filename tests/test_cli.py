@@ -18,11 +18,12 @@ from conftest import on_two_processes
 from PIL import Image
 
 from consistency_models.cli import COMMANDS, main, named_mask, parser_for
-from consistency_models.data import load_digits
+from consistency_models.data import load_avatars, load_digits
 from consistency_models.distillation import without_weight
 from consistency_models.metrics import train_classifier
 from consistency_models.networks import MLP, UNet
 from consistency_models.paths import heun_step
+from consistency_models.pictures import to_png
 from consistency_models.pretrained import from_pretrained, sample, save_pretrained
 from consistency_models.schedules import karras_schedule
 
@@ -456,3 +457,16 @@ def test_a_mask_without_white(tmp_path):
     for mode, color in (("L", 0), ("L", 120), ("RGBA", (255, 255, 255, 0))):
         Image.new(mode, (16, 16), color).save(tmp_path / "mask.png")
         with pytest.raises(ValueError, match="mask.png has nothing white"): named_mask(str(tmp_path / "mask.png"), 8, 8)
+
+
+def test_start_from_weights_that_number_the_classes_otherwise_is_refused(line, tmp_path):
+    """Folders are classes in alphabetical order, and the faces' model counts bare, glasses, hat, both"""
+    x, y, _ = load_avatars(False)
+    for i, name in enumerate(("bare", "glasses", "hat", "both")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for k, face in enumerate(x[y == i][:3]):
+            (tmp_path / "data" / name / f"{k}.png").write_bytes(to_png(((face + 1) * 127.5).round().byte()))
+    command = ["train", "--data", str(tmp_path / "data"), "--size", "16", "--labels", "--start", "avatars", "--objective", "ect", "--out", str(tmp_path / "out")]
+    assert "avatars numbers the classes bare, glasses, hat, both, the data bare, both, glasses, hat" in line([*command, "--only-plan"])
+    for i, name in enumerate(("bare", "glasses", "hat", "both")): (tmp_path / "data" / name).rename(tmp_path / "data" / f"{i}-{name}")
+    assert main([*command, "--only-plan"]) == 0

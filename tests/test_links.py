@@ -8,6 +8,7 @@ import tokenize
 from importlib import import_module
 
 import torch
+from answers import answers
 from test_project import (
     FILES,
     NOTEBOOKS,
@@ -104,6 +105,7 @@ def known_names():
     options = [*settings(), *re.findall(r"\w+", " ".join(settings().values()))]
     names = {*keyword.kwlist, *options, *(name for space in spaces for name in dir(space))}
     codes = [source(c) for path in NOTEBOOKS for c in cells(path, "code")]
+    codes += [code for path in NOTEBOOKS for c in cells(path, "markdown") for code in answers(c)]
     codes += [p.read_text(encoding="utf-8") for p in FILES if p.suffix == ".py"]
     names = names.union(*map(identifiers, codes))
     elsewhere = {"BatchNorm", "call_parse", "nbdev_docs", "notebook_launcher"}  # of other packages

@@ -7,7 +7,7 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000} MPLBACKEND=agg
 step() { printf '\n== %s\n' "$*"; }
 before=$(mktemp) after=$(mktemp)
 results=$(mktemp -d)
-trap 'rm -rf "$before" "$after" "$results"' EXIT
+trap 'rm -rf "$before" "$after" "$results" _run' EXIT
 fingerprint() { find consistency_models nbs README.md -type f ! -path '*/__pycache__/*' ! -path '*/.ipynb_checkpoints/*' -print0 | sort -z | xargs -0 cksum; }
 
 step "export and clean leave no difference"
@@ -18,8 +18,9 @@ python tools/readme.py
 fingerprint > "$after"
 diff "$before" "$after" || { echo "run 'make export' and commit the result"; exit 1; }
 
-step "every notebook runs"
-OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing   # one thread for each worker: two cores in all
+step "every notebook runs, with the answers of its exercises"
+python tools/answers.py _run
+OMP_NUM_THREADS=1 nbdev_test --path _run --n_workers 2 --timing   # one thread for each worker: two cores in all
 
 step "the GPU check, shortened, without the packages that a bare machine lacks"
 python tools/gpu.py --quick --out "$results"
