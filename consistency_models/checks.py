@@ -19,7 +19,8 @@ def check_floating(
     name:str, # the argument's name, for the message
 ):
     "Raise a `TypeError` unless `x` is a floating point tensor"
-    if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch tensor, got {type(x).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}; convert it with .float()")
 
@@ -60,7 +61,8 @@ def check_number(
     if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex()):
         raise TypeError(f"{name} must be one real number, got a {value.dtype} tensor of shape {tuple(value.shape)}")
     number = float(value)
-    if (low < number if above else low <= number) and number <= high and abs(number) != float("inf"): return number
+    if (low < number if above else low <= number) and number <= high and abs(number) != float("inf"):
+        return number
     bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < float("inf") else "")
     raise ValueError(f"{name} must be finite, {bounds}, got {number}")
 
@@ -98,7 +100,8 @@ def check_descending(
 ) -> list[float]: # the same as Python floats
     "Raise unless `sigmas` is a descending list of at least one noise level, none below `sigma_min`"
     try: levels = [check_number(s, "each of sigmas", 0) for s in sigmas]
-    except TypeError as e: raise TypeError(f"sigmas must be a list of numbers such as [80.0, 0.8]: {e}") from e
+    except TypeError as e:
+        raise TypeError(f"sigmas must be a list of numbers such as [80.0, 0.8]: {e}") from e
     if not levels: raise ValueError("sigmas must hold at least one noise level, such as [80.0]")
     if any(a <= b for a, b in zip(levels, levels[1:])):
         raise ValueError(f"sigmas must descend, got {levels}; "

@@ -30,6 +30,8 @@ from .utils import (
 warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
 
 # %% ../nbs/23_continuous.ipynb #9d75d4d2
+#| code-fold: true
+#| code-summary: "The derivative of the network along the path"
 def path_derivative(
     net:Callable, # the network $F$: any callable `net(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -47,6 +49,8 @@ def path_derivative(
     return F, torch.zeros_like(F) if dF is None else dF
 
 # %% ../nbs/23_continuous.ipynb #a69eba63
+#| code-fold: true
+#| code-summary: "The same by a difference"
 def path_difference(
     net:Callable, # the network $F$: any callable `net(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -64,6 +68,8 @@ def path_difference(
     return (upper + lower) / 2, (upper - lower) / (2 * gap)
 
 # %% ../nbs/23_continuous.ipynb #dfaba972
+#| code-fold: true
+#| code-summary: "The tangent, with its two brackets"
 def tangent(
     F:Tensor, # the network's answer, shape `(batch, ...)`
     dF:Tensor, # $dF/d\ln\sigma$ along the path, same shape
@@ -80,6 +86,8 @@ def tangent(
     return -still + warmup * (cos**2 * sin * x - sigma_data * dF)
 
 # %% ../nbs/23_continuous.ipynb #29a9fa12
+#| code-fold: true
+#| code-summary: "The learned weight"
 class LearnedWeight(nn.Module):
     "The logarithm of the loss's variance by noise level, learned with the network: section 4.2"
     def __init__(self, features:int=64):
@@ -89,6 +97,8 @@ class LearnedWeight(nn.Module):
     def forward(self, sigma:Tensor) -> Tensor: return self.out(self.embed(noise_conditioning(sigma)))[:, 0]
 
 # %% ../nbs/23_continuous.ipynb #c92ce063
+#| code-fold: true
+#| code-summary: "Continuous-time consistency training, sCT"
 @dataclass(eq=False)
 class ContinuousConsistencyTraining(Objective):
     "Simplified continuous-time consistency training (sCT): Lu & Song (2024), Algorithm 1"
@@ -154,6 +164,8 @@ class ContinuousConsistencyTraining(Objective):
         return (-w).exp() * losses + w
 
 # %% ../nbs/23_continuous.ipynb #608ee763
+#| code-fold: true
+#| code-summary: "Continuous-time consistency distillation, sCD"
 @dataclass(eq=False)
 class ContinuousConsistencyDistillation(ContinuousConsistencyTraining, Distillation):
     "Simplified continuous-time consistency distillation (sCD): Lu & Song (2024), Algorithm 1"

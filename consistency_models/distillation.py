@@ -26,6 +26,7 @@ from .utils import (
 
 # %% ../nbs/21_distillation.ipynb #1b18940b
 #| code-fold: true
+#| code-summary: "Distillation: what the methods with a teacher share"
 def check_teacher(denoiser):
     "Raise unless `denoiser` can be asked as `D(x, sigma, **kwargs)`"
     if not callable(denoiser) or isinstance(denoiser, type):
@@ -62,6 +63,7 @@ class Distillation(Objective):
 
 # %% ../nbs/21_distillation.ipynb #5151d036
 #| code-fold: true
+#| code-summary: "ConsistencyDistillation"
 @dataclass(eq=False)
 class ConsistencyDistillation(Distillation):
     "Consistency distillation: Algorithm 2 of Song et al. (2023)"
@@ -130,6 +132,8 @@ class ConsistencyDistillation(Distillation):
         if self.target_decay: update_ema_model_(self.kept["target"], net, self.target_decay)
 
 # %% ../nbs/21_distillation.ipynb #89837b1b
+#| code-fold: true
+#| code-summary: "with_weight"
 def with_weight(
     net:nn.Module, # a trained network of this package, with classes
     usual:float=1., # the weight where none is named
@@ -145,6 +149,8 @@ def with_weight(
     return copied.to(next(net.parameters()))
 
 # %% ../nbs/21_distillation.ipynb #b854001d
+#| code-fold: true
+#| code-summary: "without_weight"
 def without_weight(
     net:nn.Module, # of this package, which takes a guidance weight
 ) -> nn.Module: # the same, called as `net(x, sigma, class_labels)`
@@ -159,6 +165,7 @@ def without_weight(
 
 # %% ../nbs/21_distillation.ipynb #92006332
 #| code-fold: true
+#| code-summary: "DiffusersNetwork"
 class DiffusersNetwork(nn.Module):
     "A model of diffusers, of either kind, as a network: Karras et al. (2022), appendix C.3"
     def __init__(self,

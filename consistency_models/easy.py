@@ -18,6 +18,8 @@ from .consistency_training import Levels, Objective
 from .diffusion import check_lognormal, lognormal_levels
 
 # %% ../nbs/22_easy.ipynb #91f94cb2
+#| code-fold: true
+#| code-summary: "l2_distance"
 def l2_distance(
     input:Tensor, # predictions, shape `(batch, ...)`
     target:Tensor, # targets, same shape
@@ -26,6 +28,8 @@ def l2_distance(
     return torch.linalg.vector_norm((input - target).reshape(len(input), -1), dim=1)
 
 # %% ../nbs/22_easy.ipynb #b7f60458
+#| code-fold: true
+#| code-summary: "EasyConsistencyTuning"
 @dataclass(eq=False)
 class EasyConsistencyTuning(Objective):
     "Easy consistency tuning: Geng et al. (2024), Algorithm 1"

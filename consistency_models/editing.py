@@ -73,7 +73,8 @@ def inpaint(
     "Fill in the unknown parts: Algorithm 4 of Song et al. (2023) with $A = I$"
     check_floating(x, "x")
     mask = check_mask(mask, x)
-    if kwargs.get("clip_denoised", True): _warn_range(x[(mask == 0).expand_as(x)], "the known part of x")
+    if kwargs.get("clip_denoised", True):
+        _warn_range(x[(mask == 0).expand_as(x)], "the known part of x")
     return edit(f, x, Operator(mask), sigmas, **kwargs)
 
 # %% ../nbs/19_editing.ipynb #6f7e45b4
@@ -89,9 +90,11 @@ def preset_mask(
     h, w = height // 2, width // 2
     parts = {"top": (slice(h), slice(None)), "bottom": (slice(h, None), slice(None)), "left": (slice(None), slice(w)),
              "right": (slice(None), slice(w, None)), "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))}
-    if name == "random": return (torch.rand(1, height, width, generator=torch.Generator().manual_seed(seed)) < 0.6).float()
+    if name == "random":
+        return (torch.rand(1, height, width, generator=torch.Generator().manual_seed(seed)) < 0.6).float()
     if name == "letters": return _letters("CM", height, width)
-    if name not in parts: raise ValueError(f"mask must be one of {', '.join(parts)}, random, letters, got {name!r}")
+    if name not in parts:
+        raise ValueError(f"mask must be one of {', '.join(parts)}, random, letters, got {name!r}")
     mask = torch.zeros(1, height, width)
     mask[0][parts[name]] = 1
     return mask
@@ -122,7 +125,8 @@ def outpaint(
     check_floating(x, "x")
     sides = list(padding) if isinstance(padding, (tuple, list)) else [padding] * 2 * (x.ndim - 2)
     sides = [check_integer(side, "padding", 0) for side in sides]
-    if len(sides) % 2 or len(sides) > 2 * (x.ndim - 2): raise ValueError(f"padding must have two numbers for each axis after the channels, got {sides}")
+    if len(sides) % 2 or len(sides) > 2 * (x.ndim - 2):
+        raise ValueError(f"padding must have two numbers for each axis after the channels, got {sides}")
     y, mask = (F.pad(values, sides, value=fill) for values, fill in ((x, 0.), (torch.zeros_like(x), 1.)))
     return inpaint(f, y, mask, sigmas, **kwargs)
 
@@ -135,7 +139,8 @@ def orthogonal_basis(
     "An orthogonal basis whose first vector has a given direction: appendix D of Song et al. (2023)"
     as_tensor(first, "first")   # raises unless it holds numbers
     first = torch.as_tensor(first, dtype=torch.float64)
-    if first.ndim != 1 or not first.isfinite().all() or not first.any(): raise ValueError(f"first must be a direction, such as [1, 1], got {first.tolist()}")
+    if first.ndim != 1 or not first.isfinite().all() or not first.any():
+        raise ValueError(f"first must be a direction, such as [1, 1], got {first.tolist()}")
     start = torch.eye(len(first), dtype=torch.float64)
     start[:, 0] = first
     q, r = torch.linalg.qr(start)
@@ -154,8 +159,10 @@ def in_basis(
     basis:Tensor, # orthogonal matrix, shape `(n, n)`; the new axes are its columns
 ) -> Tensor: # the same in the new coordinates, shape `(..., n)`
     "Write the last axis in another orthogonal basis; the transposed matrix leads back"
-    if x.shape[-1] != len(basis): raise ValueError(f"this operator needs {len(basis)} values along its axis (colors, or a patch), got {x.shape[-1]}")
-    with torch.autocast(x.device.type, enabled=False): return x @ basis.to(x)    # what is known must stay exact
+    if x.shape[-1] != len(basis):
+        raise ValueError(f"this operator needs {len(basis)} values along its axis (colors, or a patch), got {x.shape[-1]}")
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ basis.to(x)    # what is known must stay exact
 
 # %% ../nbs/19_editing.ipynb #64a38c88
 #| code-fold: true
@@ -178,7 +185,8 @@ def colorize(
 ) -> Tensor: # color images with that luminance, shape `(batch, 3, height, width)`
     "Add color to gray images: Algorithm 4 of Song et al. (2023) with orthogonal color axes"
     check_floating(gray, "gray")
-    if gray.ndim != 4 or gray.shape[1] != 1: raise ValueError(f"gray must have shape (batch, 1, height, width), got {tuple(gray.shape)}")
+    if gray.ndim != 4 or gray.shape[1] != 1:
+        raise ValueError(f"gray must have shape (batch, 1, height, width), got {tuple(gray.shape)}")
     if kwargs.get("clip_denoised", True): _warn_range(gray, "gray")
     w = torch.tensor(LUMINANCE, dtype=torch.float64)
     y = gray * (w / w.square().sum()).to(gray).view(3, 1, 1)
@@ -192,7 +200,8 @@ def split_patches(
     factor:int, # $p$, which divides each `n`
 ) -> Tensor: # shape `(batch, channels, n1/p, n2/p, ..., p·p·...)`
     "Collect the values of each patch on a last axis"
-    if any(n % factor for n in x.shape[2:]): raise ValueError(f"factor {factor} does not divide the size {tuple(x.shape[2:])}")
+    if any(n % factor for n in x.shape[2:]):
+        raise ValueError(f"factor {factor} does not divide the size {tuple(x.shape[2:])}")
     dims = x.ndim - 2
     x = x.reshape(*x.shape[:2], *(v for n in x.shape[2:] for v in (n // factor, factor)))
     return x.movedim(tuple(range(3, 3 + 2 * dims, 2)), tuple(range(-dims, 0))).flatten(-dims)
@@ -235,7 +244,8 @@ def super_resolve(
 ) -> Tensor: # large images whose patches have these means
     "Raise the resolution: Algorithm 4 of Song et al. (2023) with an orthogonal basis of each patch"
     check_floating(low, "low")
-    if low.ndim < 3: raise ValueError(f"low must have shape (batch, channels, ...), got {tuple(low.shape)}")
+    if low.ndim < 3:
+        raise ValueError(f"low must have shape (batch, channels, ...), got {tuple(low.shape)}")
     if kwargs.get("clip_denoised", True): _warn_range(low, "low")
     operator, y = super_resolution(factor, low.ndim - 2), low
     for axis in range(2, low.ndim): y = y.repeat_interleave(int(factor), axis)
@@ -287,7 +297,8 @@ def interpolate_latents(
     check_interpolation(a, b, 0)
     weights, sigmas = as_tensor(weights, "weights", a.device).float(), check_descending(sigmas, 0)
     n = max(len(a), weights.numel())
-    if len(a) not in (1, n): raise ValueError(f"weights must be one number or have shape ({len(a)},), got shape {tuple(weights.shape)}")
+    if len(a) not in (1, n):
+        raise ValueError(f"weights must be one number or have shape ({len(a)},), got shape {tuple(weights.shape)}")
     a, b = (z.expand(n, *z.shape[1:]) for z in (a, b))
     check_interpolation(a, b, weights, "weights")
     return edit(f, sigmas[0] * slerp(a, b, weights), None, sigmas,

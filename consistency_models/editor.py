@@ -6,6 +6,8 @@
 __all__ = ['TASKS', 'edit_picture', 'EditingExplorer', 'editing_explorer']
 
 # %% ../nbs/43_editor.ipynb #521e35f2
+#| code-fold: true
+#| code-summary: "Imports of the module"
 from collections.abc import Callable
 
 import ipywidgets
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/43_editor.ipynb #35370b98
+#| code-fold: true
+#| code-summary: "Imports from the package"
 from .data import load_avatars, load_digits
 from consistency_models.editing import (
     LUMINANCE, colorize, denoise, inpaint, interpolate_latents, preset_mask, stroke_to_image,
@@ -27,6 +31,8 @@ from .pretrained import class_labels, load_image_model, num_classes_of, sample
 from .schedules import karras_schedule
 
 # %% ../nbs/43_editor.ipynb #e0233d24
+#| code-fold: true
+#| code-summary: "Inpainting, strokes, enlarging, color"
 def _inpaint(net, x, mask, colors, sigmas, **options):
     return torch.where(mask == 1, 0., x), inpaint(net, x, mask, sigmas, **options)
 
@@ -48,6 +54,8 @@ def _colorize(net, x, mask, colors, sigmas, **options):
     return gray.expand(-1, 3, -1, -1), colorize(net, gray, sigmas, **options)
 
 # %% ../nbs/43_editor.ipynb #260a1f28
+#| code-fold: true
+#| code-summary: "Denoising, interpolation, and `edit_picture`"
 def _denoise(net, x, mask, colors, sigmas, generator, **labels):
     noise = torch.randn(x.shape, generator=generator).to(x)
     return x, denoise(net, x + sigmas[0] * noise, sigmas[0], **labels)
@@ -83,6 +91,7 @@ def edit_picture(
 
 # %% ../nbs/43_editor.ipynb #7436e00d
 #| code-fold: true
+#| code-summary: "Pictures to edit, and uploads"
 def _examples(
     net, # a trained network with `notes`
     n:int=12, # how many
@@ -108,6 +117,8 @@ def _read_upload(
     return read_image(content, *shape)[None]
 
 # %% ../nbs/43_editor.ipynb #92274126
+#| code-fold: true
+#| code-summary: "`EditingExplorer`"
 _FIRST = {"stroke to image": 1., "denoise": 1.}     # 80 for the other tasks
 _MASKS = ("top", "bottom", "left", "right", "center", "random", "letters")
 
@@ -202,6 +213,8 @@ class EditingExplorer(Live):
         super().close()
 
 # %% ../nbs/43_editor.ipynb #12c7618b
+#| code-fold: true
+#| code-summary: "`editing_explorer`"
 def editing_explorer(
     model="digits", # a name or folder for `from_pretrained`, or such a network
     task:str="inpaint", # to begin with, one of `TASKS`

@@ -7,6 +7,8 @@ __all__ = ['sampling_picture', 'sampling_explorer', 'film', 'animation', 'schedu
            'timesteps_explorer', 'huber_explorer', 'path_picture', 'TrajectoryExplorer', 'trajectory_explorer']
 
 # %% ../nbs/42_explorers.ipynb #6f605050
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import io
 
 import ipywidgets
@@ -16,6 +18,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 # %% ../nbs/42_explorers.ipynb #4f41dd7d
+#| code-fold: true
+#| code-summary: "Imports from the package"
 from .data import spiral, two_moons
 from .live import (
     Live, figure_png, label_menu, labeled_grid, level_slider, slider, weight_slider)
@@ -30,6 +34,8 @@ from .schedules import (
     improved_timesteps_schedule, karras_schedule, lognormal_probabilities)
 
 # %% ../nbs/42_explorers.ipynb #e306b80d
+#| code-fold: true
+#| code-summary: "`sampling_picture`, from values to a picture"
 def sampling_picture(
     net, # a trained network with `notes`, as `from_pretrained` gives it
     columns:int, # samples in a row
@@ -55,6 +61,8 @@ def sampling_picture(
     return labeled_grid(torch.cat([*walk, more]), columns, names + ["more"] * (rows - 1))
 
 # %% ../nbs/42_explorers.ipynb #0291c79f
+#| code-fold: true
+#| code-summary: "`sampling_explorer`, the sliders for it"
 def _descending(
     *sigmas, # noise levels in any order
 ) -> list[float]: # descending, without repetitions
@@ -81,6 +89,7 @@ def sampling_explorer(
 
 # %% ../nbs/42_explorers.ipynb #2743b9d5
 #| code-fold: true
+#| code-summary: "`film` and `animation`"
 def film(
     live:Live, # any of the explorers
     settings:list, # a dictionary of values for each frame
@@ -103,6 +112,8 @@ def animation(
     return file.getvalue()
 
 # %% ../nbs/42_explorers.ipynb #2aae83a2
+#| code-fold: true
+#| code-summary: "`schedule_explorer`"
 def _panels(fig, *names:str):
     "Axes side by side, with their labels `x / y`"
     axes = fig.subplots(1, len(names), squeeze=False)[0]
@@ -118,6 +129,8 @@ def schedule_explorer() -> Live: # show it by writing it as the last line of a c
             left, right = _panels(fig, "place n / σ", "σ / distance to the next")
             left.semilogy(sigmas, "o-", ms=4)
             right.loglog(sigmas[:-1], sigmas.diff(), "o-", ms=4)
+            left.set(ylim=(3e-4, 300))
+            right.set(xlim=(3e-4, 300), ylim=(3e-5, 300))
         return figure_png(plot)
     return Live(draw, {
         "n": slider("levels", 18, 2, 80), "rho": slider("ρ", 7., 1., 12.),
@@ -125,29 +138,35 @@ def schedule_explorer() -> Live: # show it by writing it as the last line of a c
         "sigma_max": level_slider("σ max", 80., 1., 80 * 10**0.4)})
 
 # %% ../nbs/42_explorers.ipynb #6878ac1b
+#| code-fold: true
+#| code-summary: "`parameterization_explorer`"
 def parameterization_explorer() -> Live: # show it by writing it as the last line of a cell
     "The four coefficients against the noise level, with sigma_data on a slider"
     sigma = torch.logspace(-3, 2, 200)
     def draw(sigma_data):
         def plot(fig):
             fig.suptitle(f"σ_data = {sigma_data:.2f}")
-            left, right = _panels(fig, "σ / ", "σ / ")
+            left, middle, right = _panels(fig, *3 * ["σ / "])
             left.semilogx(sigma, skip_scaling(sigma, sigma_data), label="c_skip")
             left.semilogx(sigma, output_scaling(sigma, sigma_data), label="c_out")
-            right.semilogx(sigma, input_scaling(sigma, sigma_data), label="c_in")
-            right.semilogx(sigma, noise_conditioning(sigma), label="c_noise")
-            for ax in (left, right):
-                ax.axvline(sigma_data, c="0.6", lw=1, ls=":")
-                ax.legend()
+            middle.loglog(sigma, input_scaling(sigma, sigma_data), c="C2")
+            right.semilogx(sigma, noise_conditioning(sigma), c="C3")
+            for ax in (left, middle): ax.axvline(sigma_data, c="0.6", lw=1, ls=":")
+            left.set(ylim=(0, 2.05), title="c_skip, c_out")
+            left.legend(loc="upper left")
+            middle.set(ylim=(0.005, 30), title="c_in")
+            right.set(title="c_noise")
         return figure_png(plot)
     return Live(draw, {"sigma_data": slider("σ data", 0.5, 0.05, 2.)})
 
 # %% ../nbs/42_explorers.ipynb #2a06cc2d
+#| code-fold: true
+#| code-summary: "`timesteps_explorer`"
 def timesteps_explorer() -> Live: # show it by writing it as the last line of a cell
     "N(k) over training, and how often each noise level is trained at step k"
     total = 1000
     def draw(progress, final, mean, std):
-        k = progress * total // 100
+        k = min(progress * total // 100, total - 1)
         levels = karras_schedule(improved_timesteps_schedule(k, total, 10, final))
         numbers = [improved_timesteps_schedule(i, total, 10, final) for i in range(total)]
         def plot(fig):
@@ -155,13 +174,18 @@ def timesteps_explorer() -> Live: # show it by writing it as the last line of a 
             left, right = _panels(fig, f"step k, of {total:,} / levels N(k)", "σ / probability")
             left.step(range(total), numbers, where="post")
             left.axvline(k, c="C1")
-            right.semilogx(levels[:-1], lognormal_probabilities(levels, mean, std), "o-", ms=3)
+            p = lognormal_probabilities(levels, mean, std)
+            right.semilogx(levels[:-1], p, "o-", ms=3)
+            left.set(ylim=(0, 1.05 * max(numbers)))
+            right.set(xlim=(1e-3, 100), ylim=(0, max(0.26, 1.05 * p.max())))
         return figure_png(plot)
     return Live(draw, {
         "progress": slider("step, %", 50, 0, 100), "final": slider("final N", 160, 10, 1280, 10),
         "mean": slider("mean", -1.1, -4., 3.), "std": slider("std", 2., 0.1, 4.)})
 
 # %% ../nbs/42_explorers.ipynb #9f8ffea4
+#| code-fold: true
+#| code-summary: "`huber_explorer`"
 def huber_explorer() -> Live: # show it by writing it as the last line of a cell
     "The pseudo-Huber loss and its gradient for one value, with c on a slider"
     error = torch.linspace(-1, 1, 401)
@@ -176,11 +200,15 @@ def huber_explorer() -> Live: # show it by writing it as the last line of a cell
             left.plot(error, error.square(), ls="--", lw=1, label="squared")
             left.legend()
             right.plot(error, slope)
+            left.set(ylim=(0, 1.05))
+            right.set(ylim=(-1.05, 1.05))
         return figure_png(plot)
     c = ipywidgets.FloatLogSlider(0.03, min=-3, max=0.5, step=0.05, description="c")
     return Live(draw, {"c": c})
 
 # %% ../nbs/42_explorers.ipynb #58c7cb65
+#| code-fold: true
+#| code-summary: "From a drawing to points"
 def _drawn_points(
     mask:Tensor, # 1 where something is drawn, shape `(1, height, width)`
     most:int=250, # points to keep
@@ -193,6 +221,8 @@ def _drawn_points(
     return points[torch.linspace(0, len(points) - 1, min(most, len(points))).long()]
 
 # %% ../nbs/42_explorers.ipynb #79e1f185
+#| code-fold: true
+#| code-summary: "`path_picture`"
 def path_picture(
     data:Tensor, # the points, shape `(m, 2)`
     sigma:float, # where to stop the clock
@@ -207,18 +237,20 @@ def path_picture(
     end = exact_consistency_function(path[-1], sigma, data)
     def plot(fig):
         left, right = fig.subplots(1, 2)
-        left.plot(*path[-12:].permute(2, 0, 1), c="0.75", lw=0.7)
+        left.plot(*path[-3:].permute(2, 0, 1), c="0.75", lw=0.5)
         left.scatter(*path[-1].T, s=8, c="C1")
         right.scatter(*data.T, s=3, c="0.7")
         right.scatter(*end.T, s=8, c="C0")
-        left.set_title(f"noisy points at σ = {sigma:.3g}")
-        right.set_title("where they end")
         reach = 1.3 + 2.2 * sigma
+        left.set_title(f"σ = {sigma:.3g}, window ±{reach:.3g}")
+        right.set_title("where the paths end")
         left.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         right.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
     return figure_png(plot, 6, 3.2)
 
 # %% ../nbs/42_explorers.ipynb #880dd327
+#| code-fold: true
+#| code-summary: "`TrajectoryExplorer`"
 class TrajectoryExplorer(Live):
     "Exact paths from noise to a set of points: moons, a spiral, or what you draw"
     def __init__(self):

@@ -21,6 +21,7 @@ from .utils import default_device, draw_device
 
 # %% ../nbs/24_latents.ipynb #49e2ef81
 #| code-fold: true
+#| code-summary: "A block of convolutions"
 class ConvBlock(nn.Module):
     "Two convolutions, added to the input"
     def __init__(self, channels:int):
@@ -35,6 +36,7 @@ class ConvBlock(nn.Module):
 
 # %% ../nbs/24_latents.ipynb #f8598778
 #| code-fold: true
+#| code-summary: "The autoencoder"
 class Autoencoder(nn.Module):
     "Pictures to small latents and back: a variational autoencoder of convolutions"
     scale: Tensor # gives the latents a standard deviation of 0.5
@@ -85,6 +87,8 @@ class Autoencoder(nn.Module):
         return self.decoder(z / self.scale).clamp(-1, 1)
 
 # %% ../nbs/24_latents.ipynb #523cefc3
+#| code-fold: true
+#| code-summary: "Its loss, and more pictures from few"
 def gradients(
     x:Tensor, # images, shape `(batch, channels, height, width)`
 ) -> tuple[Tensor, Tensor]: # differences of neighbors, across and down
@@ -125,6 +129,7 @@ def varied(
 
 # %% ../nbs/24_latents.ipynb #b2ca8972
 #| code-fold: true
+#| code-summary: "Its training"
 def train_autoencoder(
     images:Tensor, # in [-1, 1], shape `(n, channels, height, width)`
     steps:int=3000, # optimizer steps
@@ -158,6 +163,8 @@ def train_autoencoder(
     return net
 
 # %% ../nbs/24_latents.ipynb #25820617
+#| code-fold: true
+#| code-summary: "Networks and data of latents"
 class LatentNetwork(nn.Module):
     "A network of latents together with the autoencoder whose latents they are"
     def __init__(self,
@@ -192,6 +199,8 @@ def encode_dataset(
     return TensorDataset(*map(torch.cat, zip(*parts)))
 
 # %% ../nbs/24_latents.ipynb #3a60ea48
+#| code-fold: true
+#| code-summary: "Any two functions as an autoencoder"
 @dataclass(frozen=True, eq=False)
 class LatentSpace:
     "The way to latents and back, from any two functions"
@@ -209,6 +218,8 @@ class LatentSpace:
         return self.decoder(z / self.scale)
 
 # %% ../nbs/24_latents.ipynb #1c35113d
+#| code-fold: true
+#| code-summary: "A consistency function of latents that takes and gives pictures"
 def decoded(
     f:ConsistencyFunction|Callable, # of latents: a consistency function, or a network
     decoder:Callable, # from latents to data
@@ -223,6 +234,7 @@ def decoded(
 
 # %% ../nbs/24_latents.ipynb #5c045cd1
 #| code-fold: true
+#| code-summary: "An autoencoder of diffusers"
 class DiffusersAutoencoder(nn.Module):
     "An autoencoder of diffusers, such as that of Stable Diffusion"
     def __init__(self, vae:nn.Module):

@@ -7,6 +7,8 @@ __all__ = ['skip_scaling', 'output_scaling', 'input_scaling', 'noise_conditionin
            'model_forward_wrapper', 'Precondition', 'gaussian_consistency_function']
 
 # %% ../nbs/13_parameterization.ipynb #b5a2e8b5
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import math
 import warnings
 from collections.abc import Callable
@@ -22,6 +24,8 @@ from .checks import as_tensor, check_floating, check_number
 from .utils import at_least_float32, pad_dims_like
 
 # %% ../nbs/13_parameterization.ipynb #98fb0415
+#| code-fold: true
+#| code-summary: "Numbers and tensors of all types as noise levels"
 _WIDE = (torch.float32, torch.float64)
 _F = TypeVar("_F", bound=Callable)
 
@@ -41,6 +45,8 @@ def _any_levels(formula:_F) -> _F:
     return called   # type: ignore[return-value]
 
 # %% ../nbs/13_parameterization.ipynb #90deeb62
+#| code-fold: true
+#| code-summary: "skip_scaling"
 @_any_levels
 def skip_scaling(
     sigma:Tensor, # noise levels, any shape
@@ -51,6 +57,8 @@ def skip_scaling(
     return sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
 
 # %% ../nbs/13_parameterization.ipynb #b2a7aea3
+#| code-fold: true
+#| code-summary: "output_scaling"
 @_any_levels
 def output_scaling(
     sigma:Tensor, # noise levels, any shape
@@ -61,6 +69,8 @@ def output_scaling(
     return sigma_data * (sigma - sigma_min) / (sigma_data**2 + sigma**2).sqrt()
 
 # %% ../nbs/13_parameterization.ipynb #eba9431c
+#| code-fold: true
+#| code-summary: "input_scaling"
 def input_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
@@ -70,6 +80,8 @@ def input_scaling(
     return 1 / (sigma**2 + sigma_data**2).sqrt()
 
 # %% ../nbs/13_parameterization.ipynb #e379f743
+#| code-fold: true
+#| code-summary: "noise_conditioning"
 def noise_conditioning(
     sigma:Tensor, # noise levels, positive, any shape
 ) -> Tensor: # $c_{noise}$, shape of `sigma`
@@ -78,6 +90,8 @@ def noise_conditioning(
     return sigma.log() / 4
 
 # %% ../nbs/13_parameterization.ipynb #6dd37372
+#| code-fold: true
+#| code-summary: "One level for each sample; what a network may return"
 def one_level_each(sigma, x:Tensor) -> Tensor:
     "`sigma` as a tensor of shape `(batch,)` on the device of `x`"
     if not (isinstance(sigma, Tensor) and sigma.is_floating_point() and sigma.device == x.device):
@@ -95,6 +109,8 @@ def wrong_output(output, x:Tensor) -> ValueError:
                       f"{tuple(x.shape)}, got {got}")
 
 # %% ../nbs/13_parameterization.ipynb #64ae6da8
+#| code-fold: true
+#| code-summary: "ConsistencyFunction"
 @dataclass(frozen=True, eq=False)
 class ConsistencyFunction:
     "A consistency function, `f(x, sigma)`: from samples at any noise level to clean ones"
@@ -114,6 +130,8 @@ class ConsistencyFunction:
         raise ValueError(f"the answer must have the shape of x, {tuple(x.shape)}, got {got}")
 
 # %% ../nbs/13_parameterization.ipynb #2f09b0a2
+#| code-fold: true
+#| code-summary: "Eq. 5 around a network"
 def _skip_connection(net:Callable, sigma_data:float, sigma_min, x:Tensor, sigma:Tensor) -> Tensor:
     "Eq. 5 of Song et al. (2023)"
     level, end = (sigma, sigma_min) if sigma.dtype in _WIDE else _levels(sigma, sigma_min)
@@ -125,6 +143,8 @@ def _skip_connection(net:Callable, sigma_data:float, sigma_min, x:Tensor, sigma:
     return torch.where(pad_dims_like(level <= end, x), x, c_skip * x + c_out * output).to(x.dtype)
 
 # %% ../nbs/13_parameterization.ipynb #0a995b39
+#| code-fold: true
+#| code-summary: "What a network says about itself"
 def _inside(net):
     "A network, and what it wraps: compiled, parallel, or with arguments filled in by `partial`"
     while net is not None:
@@ -162,11 +182,15 @@ def check_sigma_data(net, sigma_data:float):
                       f"its answers are worse than they could be: give sigma_data={own:g}", stacklevel=3)
 
 # %% ../nbs/13_parameterization.ipynb #151258e8
+#| code-fold: true
+#| code-summary: "consistency_function without checks, for inner loops"
 def consistency_function_of(net:Callable, sigma_data:float, sigma_min:float, kwargs:dict) -> ConsistencyFunction:
     "The same without checks, for inner loops"
     return ConsistencyFunction(partial(_skip_connection, partial(net, **kwargs) if kwargs else net, sigma_data, sigma_min), sigma_min)
 
 # %% ../nbs/13_parameterization.ipynb #4a6ab611
+#| code-fold: true
+#| code-summary: "consistency_function"
 def consistency_function(
     net:Callable, # the network $F_\theta$: any callable `net(x, sigma, **kwargs)`
     sigma_data:float|None=None, # standard deviation of the clean data; what the network says, else 0.5, if `None`
@@ -189,6 +213,8 @@ def consistency_function(
     return replace(consistency_function_of(net, sigma_data, sigma_min, kwargs), space=space_of(net))
 
 # %% ../nbs/13_parameterization.ipynb #ef4c3d18
+#| code-fold: true
+#| code-summary: "model_forward_wrapper, the same in one call"
 def model_forward_wrapper(
     model:Callable, # the network $F_\theta$: any callable `model(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
@@ -201,6 +227,8 @@ def model_forward_wrapper(
     return consistency_function(model, sigma_data, sigma_min, **kwargs)(x, sigma)
 
 # %% ../nbs/13_parameterization.ipynb #430a035a
+#| code-fold: true
+#| code-summary: "Precondition"
 class Precondition(nn.Module):
     "Give a network that expects `net(c_in x, c_noise)` the call `net(x, sigma)`"
     def __init__(self,
@@ -217,6 +245,8 @@ class Precondition(nn.Module):
         return self.net(scaled.to(x.dtype), noise_conditioning(sigma).to(x.dtype), **kwargs)
 
 # %% ../nbs/13_parameterization.ipynb #29e41956
+#| code-fold: true
+#| code-summary: "gaussian_consistency_function"
 def gaussian_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all

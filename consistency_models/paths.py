@@ -31,7 +31,8 @@ def ideal_denoiser(
     if points.shape[1] != candidates.shape[1]:
         raise ValueError("x and data must hold samples of one shape, "
                          f"got {tuple(x.shape[1:])} and {tuple(data.shape[1:])}")
-    w = (-torch.cdist(points, candidates).square() / (2 * sigma[:, None] ** 2).clamp(min=1e-300)).softmax(1)    # the nearest at 0
+    squared = torch.cdist(points, candidates).square()
+    w = (-squared / (2 * sigma[:, None] ** 2).clamp(min=1e-300)).softmax(1)    # the nearest at 0
     return (w @ candidates).reshape(x.shape).to(x)
 
 # %% ../nbs/12_paths.ipynb #f88eb8c6
@@ -50,7 +51,7 @@ def heun_step(
     slope = (x - denoised) / torch.where(now > 0, now, 1.)
     guess = (x + (then - now) * slope).to(x.dtype)
     there = (guess - denoiser(guess, lower)) / torch.where(then > 0, then, 1.)
-    there = torch.where(then > 0, there, slope)                     # Euler's step, where it ends at 0
+    there = torch.where(then > 0, there, slope)         # Euler's step, where it ends at 0
     return (x + (then - now) * (slope + there) / 2).to(x.dtype)
 
 # %% ../nbs/12_paths.ipynb #d2d9474a
@@ -62,9 +63,9 @@ def exact_consistency_function(
     data:Tensor, # all clean samples, shape `(m, ...)`
     steps:int=40, # steps of Heun's method
     sigma_min:float=0.002, # where the path ends
-    path:bool=False, # return all points of the path, shape `(steps + 1, batch, ...)`, instead of its end
+    path:bool=False, # all points of the path, shape `(steps + 1, batch, ...)`, instead of its end
 ) -> Tensor: # $f^*(x, \sigma)$, shape of `x`
-    "The exact consistency function of a finite data set: the probability-flow ODE, solved by Algorithm 1 of Karras et al. (2022)"
+    "The exact consistency function of a finite data set: its ODE, solved by Heun's method"
     check_floating(x, "x")
     points = [as_double(x)]
     start = as_double(sigma).to(points[0].device).expand(len(x)).clamp(min=sigma_min)

@@ -20,6 +20,8 @@ from .parameterization import (
 from .utils import at_least_float32, randn_like
 
 # %% ../nbs/18_sampling.ipynb #7c0d9b94
+#| code-fold: true
+#| code-summary: "The map that changes nothing"
 def identity(
     x:Tensor, # anything
 ) -> Tensor: # the same
@@ -27,6 +29,8 @@ def identity(
     return x
 
 # %% ../nbs/18_sampling.ipynb #7d5d85ce
+#| code-fold: true
+#| code-summary: "Checks of a mask"
 def check_mask(
     mask, # 1 where to generate, 0 where a value is known; a tensor, a number or a list
     ay:Tensor, # the values it is for
@@ -41,6 +45,8 @@ def check_mask(
     return mask
 
 # %% ../nbs/18_sampling.ipynb #3dfafaf7
+#| code-fold: true
+#| code-summary: "Operator: known values are put back"
 @dataclass(frozen=True, eq=False)
 class Operator:
     "An invertible linear map $A$ with its inverse, and which of its values are unknown"
@@ -59,6 +65,8 @@ class Operator:
         return self.inverse_transform_fn(torch.where(mask == 0, known, mixed)).to(y.dtype)
 
 # %% ../nbs/18_sampling.ipynb #5f4bd1ce
+#| code-fold: true
+#| code-summary: "Checks of an operator"
 def check_operator(operator:Operator, y:Tensor):
     "Raise unless an operator fits the samples `y`"
     if not isinstance(operator, Operator):
@@ -71,6 +79,8 @@ def check_operator(operator:Operator, y:Tensor):
         raise ValueError(f"inverse_transform_fn must give back the shape {tuple(y.shape)}, got {tuple(back.shape)}")
 
 # %% ../nbs/18_sampling.ipynb #6e503c57
+#| code-fold: true
+#| code-summary: "trajectory: the sampler"
 def trajectory(
     f:ConsistencyFunction|Callable, # a consistency function, or a network, called as `net(x, sigma, **kwargs)`
     y:Tensor, # reference samples, shape `(batch, ...)`; for plain sampling only shape and type matter
@@ -91,12 +101,16 @@ def trajectory(
     return walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised, generator)
 
 # %% ../nbs/18_sampling.ipynb #ed80c1d3
+#| code-fold: true
+#| code-summary: "Checks of the reference samples"
 def check_reference(y, name:str="y"):
     "Raise unless `y` is a floating tensor with a batch axis"
     check_floating(y, name)
     if y.ndim == 0: raise ValueError(f"{name} must have shape (batch, ...), got a single number")
 
 # %% ../nbs/18_sampling.ipynb #2a00a42e
+#| code-fold: true
+#| code-summary: "Its loop"
 def _walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised, generator):
     "The loop of `trajectory`"
     for i, sigma in enumerate(levels):
@@ -113,6 +127,7 @@ def _walk(f, y, levels, operator, start_from_y, add_initial_noise, clip_denoised
 
 # %% ../nbs/18_sampling.ipynb #f44f60ee
 #| code-fold: true
+#| code-summary: "Its loop for models of latents"
 def _walk_in_latents(f, y, levels, operator, start_from_y, add_initial_noise, clip, generator):
     "The loop of `trajectory` for a model of latents; what is known is known of the decoded data"
     with torch.no_grad():
@@ -144,6 +159,8 @@ class _InLatents:
         return z + change
 
 # %% ../nbs/18_sampling.ipynb #7e1f0c55
+#| code-fold: true
+#| code-summary: "A progress bar"
 def _with_progress(steps:Iterator, total:int, verbose:bool) -> Iterator:
     "Show a progress bar with the noise level while `steps` runs, if `verbose`"
     if not verbose: return steps
@@ -156,6 +173,8 @@ def _with_progress(steps:Iterator, total:int, verbose:bool) -> Iterator:
     return shown()
 
 # %% ../nbs/18_sampling.ipynb #34691e07
+#| code-fold: true
+#| code-summary: "ConsistencySamplingAndEditing: one call for all"
 @dataclass(eq=False)
 class ConsistencySamplingAndEditing:
     "Multistep sampling and zero-shot editing: Algorithms 1 and 4 of Song et al. (2023)"
@@ -214,6 +233,8 @@ class ConsistencySamplingAndEditing:
                     clip_denoised=clip_denoised, verbose=verbose, generator=generator, **kwargs)
 
 # %% ../nbs/18_sampling.ipynb #5d984925
+#| code-fold: true
+#| code-summary: "Checks of an interpolation"
 def check_interpolation(
     a, # samples at one end
     b, # samples at the other end
@@ -230,6 +251,8 @@ def check_interpolation(
     if not ((weight >= 0) & (weight <= 1)).all(): raise ValueError(f"{name} must lie between 0 and 1")
 
 # %% ../nbs/18_sampling.ipynb #bf622da0
+#| code-fold: true
+#| code-summary: "slerp: along the sphere, for a batch"
 def slerp(
     a:Tensor, # first samples, shape `(batch, ...)`
     b:Tensor, # second samples, same shape

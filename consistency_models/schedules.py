@@ -26,14 +26,15 @@ def karras_schedule(
     device:torch.device|None=None, # where the result lives
     dtype:torch.dtype|None=None, # floating type of the result, `float32` if `None`
 ) -> Tensor: # noise levels, ascending, shape `(num_timesteps,)`
-    "Noise levels evenly spaced in $\\sigma^{1/\\rho}$: Eq. 5 of Karras et al. (2022), in ascending order"
+    "Noise levels evenly spaced in $\\sigma^{1/\\rho}$, ascending: Eq. 5 of Karras et al. (2022)"
     num_timesteps = check_integer(num_timesteps, "num_timesteps", 2)
     sigma_min = check_number(sigma_min, "sigma_min", 0, above=True)
     sigma_max = check_number(sigma_max, "sigma_max", sigma_min, above=True)
     rho = check_number(rho, "rho", 0, above=True)
     dtype = dtype or torch.float32
     if not dtype.is_floating_point: raise TypeError(f"dtype must be floating, got {dtype}")
-    roots = torch.linspace(sigma_min ** (1 / rho), sigma_max ** (1 / rho), num_timesteps, dtype=torch.float64)
+    ends = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    roots = torch.linspace(*ends, num_timesteps, dtype=torch.float64)
     sigmas = roots**rho
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
     return sigmas.to(dtype).to(device)
@@ -44,15 +45,18 @@ def karras_schedule(
 def _check_steps(current, total, initial, final, fewest:int):
     "Raise unless `0 <= current <= total` and `fewest <= initial <= final`, all whole numbers"
     values = current, total, initial, final
-    if all(type(v) is int for v in values) and 0 <= current <= total > 0 and fewest <= initial <= final: return values
+    plain = all(type(v) is int for v in values)
+    if plain and 0 <= current <= total > 0 and fewest <= initial <= final: return values
     total = check_integer(total, "total_training_steps", 1)
     current = check_integer(current, "current_training_step", 0)
     initial = check_integer(initial, "initial_timesteps", fewest)
     final = check_integer(final, "final_timesteps", 1)
     if current > total:
-        raise ValueError(f"current_training_step must be at most total_training_steps, got {current} of {total}")
+        raise ValueError("current_training_step must be at most total_training_steps, "
+                         f"got {current} of {total}")
     if final < initial:
-        raise ValueError(f"final_timesteps must be at least initial_timesteps, got {final} below {initial}")
+        raise ValueError("final_timesteps must be at least initial_timesteps, "
+                         f"got {final} below {initial}")
     return current, total, initial, final
 
 # %% ../nbs/11_schedules.ipynb #fd9cee91
@@ -65,7 +69,8 @@ def timesteps_schedule(
     final_timesteps:int=150, # $s_1$; the last step uses $s_1 + 1$ levels
 ) -> int: # $N(k)$, from $s_0$ to $s_1 + 1$
     "Number of noise levels at step $k$ of consistency training: appendix C of Song et al. (2023)"
-    k, K, s0, s1 = _check_steps(current_training_step, total_training_steps, initial_timesteps, final_timesteps, 2)
+    k, K, s0, s1 = _check_steps(current_training_step, total_training_steps,
+                                initial_timesteps, final_timesteps, 2)
     return min(math.ceil(math.sqrt(k / K * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), s1) + 1
 
 # %% ../nbs/11_schedules.ipynb #955e9502
@@ -77,8 +82,9 @@ def improved_timesteps_schedule(
     initial_timesteps:int=10, # $s_0$; the first stage uses $s_0 + 1$ levels
     final_timesteps:int=1280, # $s_1$; the last stage uses $s_1 + 1$ levels
 ) -> int: # $N(k)$, from $s_0 + 1$ to $s_1 + 1$
-    "Number of noise levels at step $k$ of improved training, doubled by stages: section 3.4 of Song & Dhariwal (2023)"
-    k, K, s0, s1 = _check_steps(current_training_step, total_training_steps, initial_timesteps, final_timesteps, 1)
+    "Number of noise levels at step $k$, doubled by stages: section 3.4 of Song & Dhariwal (2023)"
+    k, K, s0, s1 = _check_steps(current_training_step, total_training_steps,
+                                initial_timesteps, final_timesteps, 1)
     stage = max(1, math.floor(K / (math.log2(s1 // s0) + 1)))
     return min(s0 * 2 ** (k // stage), s1) + 1
 
@@ -93,7 +99,8 @@ def ema_decay_rate_schedule(
     "Decay of the teacher's moving average: appendix C of Song et al. (2023)"
     num_timesteps = check_integer(num_timesteps, "num_timesteps", 1)
     mu = check_number(initial_ema_decay_rate, "initial_ema_decay_rate", 0, 1, above=True)
-    return math.exp(check_integer(initial_timesteps, "initial_timesteps", 1) * math.log(mu) / num_timesteps)
+    s0 = check_integer(initial_timesteps, "initial_timesteps", 1)
+    return math.exp(s0 * math.log(mu) / num_timesteps)
 
 # %% ../nbs/11_schedules.ipynb #557962ab
 #| code-fold: true
@@ -103,11 +110,13 @@ def lognormal_probabilities(
     mean:float=-1.1, # mean of $\ln\sigma$
     std:float=2., # standard deviation of $\ln\sigma$
 ) -> Tensor: # $p(\sigma_i)$, shape `(num_timesteps - 1,)`, `float64`, sums to one
-    "Probability of each step of the grid under a lognormal distribution: section 3.5 of Song & Dhariwal (2023)"
+    "Probability of each step of the grid, lognormal: section 3.5 of Song & Dhariwal (2023)"
     sigmas = check_ascending(sigmas)
     mean, std = check_number(mean, "mean"), check_number(std, "std", 0, above=True)
     p = ((sigmas.log() - mean) / (math.sqrt(2) * std)).erf().diff()
-    if not p.sum() > 0: raise ValueError(f"the lognormal with mean {mean} and std {std} has no mass between the levels of sigmas")
+    if not p.sum() > 0:
+        raise ValueError(f"the lognormal with mean {mean} and std {std} has no mass between the "
+                         "levels of sigmas")
     return p / p.sum()
 
 # %% ../nbs/11_schedules.ipynb #dc179bbe

@@ -49,8 +49,9 @@ def shard_seed(
     step:int, # optimizer step, from 0
     shard:int, # place in the step's batch, from 0
 ) -> int: # a seed for all random numbers this shard needs
-    "A seed computed from the run, the step and the place in the batch, so that it need not be stored"
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {shard}".encode(), digest_size=7).digest(), "big")
+    "A seed computed from the run, the step and the place in the batch: it need not be stored"
+    digest = hashlib.blake2b(f"{seed} {step} {shard}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
 
 # %% ../nbs/31_trainer.ipynb #0413e3af
 @lru_cache(maxsize=2)
@@ -93,7 +94,8 @@ def _leave_generators(device:torch.device=_CPU):
 
 class _SeededSamples(Dataset):
     "A data set whose samples are read under a seed of their own: the key is `(index, seed)`"
-    def __init__(self, data:Dataset, device:torch.device=_CPU): self.data, self.device = data, device
+    def __init__(self, data:Dataset, device:torch.device=_CPU):
+        self.data, self.device = data, device
 
     def __getitem__(self, key:tuple):
         index, seed = key

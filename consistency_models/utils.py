@@ -50,7 +50,8 @@ def random_state(
 ) -> dict: # states of the global generators a network on `device` may draw from
     "Note where the global random generators stand, to `replay` them later"
     state = {"cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "xpu"): state[device.type] = getattr(torch, device.type).get_rng_state(device)
+    if device.type in ("cuda", "xpu"):
+        state[device.type] = getattr(torch, device.type).get_rng_state(device)
     if device.type == "mps": state["mps"] = torch.mps.get_rng_state()
     return state
 
@@ -61,7 +62,8 @@ def set_random_state(
 ):
     "Put the global random generators back where `random_state` found them"
     torch.set_rng_state(state["cpu"])
-    if device.type in ("cuda", "xpu"): getattr(torch, device.type).set_rng_state(state[device.type], device)
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).set_rng_state(state[device.type], device)
     if device.type == "mps": torch.mps.set_rng_state(state["mps"])
 
 # %% ../nbs/90_utils.ipynb #0c4ed9fd
@@ -153,7 +155,8 @@ def update_ema_model_(
     "Move the weights of `ema_model` towards `online_model`: Algorithm 3 of Song et al. (2023), last line"
     decay = check_number(decay, "decay", 0, 1)
     for model, name in ((ema_model, "ema_model"), (online_model, "online_model")):
-        if not isinstance(model, nn.Module): raise TypeError(f"{name} must be a torch module, got {type(model).__name__}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name} must be a torch module, got {type(model).__name__}")
     (ema, kept), (online, buffers) = ((dict(m.named_parameters()), dict(m.named_buffers())) for m in (ema_model, online_model))
     shapes = [{k: v.shape for part in parts for k, v in part.items()} for parts in ((ema, kept), (online, buffers))]
     if shapes[0] != shapes[1]: _check_same_layout(ema_model, online_model)
@@ -187,7 +190,8 @@ def bare_network(
     model:nn.Module, # a network; also compiled, or wrapped for several processes
 ) -> nn.Module: # the network alone
     "A network without what makes it fast or parallel"
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     return getattr(model, "_orig_mod", model)
 
 def with_weights(
@@ -195,7 +199,8 @@ def with_weights(
     average:nn.Module, # what `average_of` made of it
 ): # a callable with the computation of `model` and the weights of `average`
     "A network's own computation with the weights of its average"
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     compiled = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
     same = all(a.dtype == b.dtype for a, b in zip(average.parameters(), model.parameters()))
     return average if same and not compiled else partial(_call_with, model, average)

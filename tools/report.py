@@ -12,11 +12,11 @@ WIDTH, LINES = 100, 25  # characters in a line, lines in a cell of code
 
 
 def code(path):
-    """The pieces of code in a file: its one text, or the cells of a notebook"""
+    """The pieces of code in a file: its one text, or the cells of a notebook without captions and other options"""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb": return [text]
-    cells = json.loads(text)["cells"]
-    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    cells = [c["source"] for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    return ["".join(line for line in cell if not line.startswith("#|")) for cell in cells]
 
 
 def row(path):
