@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test fast report lab app export benchmarks gpu clean
+.PHONY: help demo test fast report lab app workshop film export benchmarks gpu clean
 
 # Threads that wait for each other give way soon, which a crowded machine needs; OpenMP reads it when torch is imported.
 # Not for app and lab: after the pause between two moves of a slider the threads would have to be woken for each operation.
@@ -36,6 +36,13 @@ lab: .venv/done ## open JupyterLab on the lessons
 app: .venv/done ## show all explorers on one page, in a browser
 	$(BIN)/voila nbs/app.ipynb --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=page
 
+workshop: .venv/done ## the participant's notebook, the teacher's copy and the slides, in workshop/
+	$(BIN)/python tools/workshop.py
+
+film: .venv/done ## film the painter for the home page, in a browser
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/browser.sh
+	$(BIN)/python tools/film.py
+
 export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
@@ -52,4 +59,4 @@ gpu: .venv/done ## GPU tests and speed in one table, within nine minutes; shorte
 	$(BIN)/python tools/gpu.py $(ARGS)
 
 clean: ## remove the environment and everything made
-	rm -rf .venv demo _docs _proc build dist *.egg-info
+	rm -rf .venv demo workshop _docs _proc _run build dist *.egg-info

@@ -6,6 +6,8 @@
 __all__ = ['COMMANDS', 'train', 'sample', 'named_mask', 'edit', 'evaluate', 'parser_for', 'main']
 
 # %% ../nbs/45_cli.ipynb #9f3d3b31
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import copy
 import dataclasses
 import os
@@ -43,8 +45,9 @@ from .recipes import (
 from .trainer import Trainer, new_accelerator
 from .watching import progress
 
-
 # %% ../nbs/45_cli.ipynb #8ca479e5
+#| code-fold: true
+#| code-summary: "`train`"
 def train(
     data:str="digits", # digits, avatars, a set of torchvision such as MNIST, or a folder of images
     out:str|None=None, # folder for checkpoints and weights; runs/NAME(-OBJECTIVE) if not given
@@ -260,6 +263,8 @@ def _command(command, given:dict) -> str:
     return shlex.join(["consistency-models", command.__name__, *options])
 
 # %% ../nbs/45_cli.ipynb #d04d882b
+#| code-fold: true
+#| code-summary: "Numbers, classes and places of pictures"
 def _numbers(text:str) -> list[float]:
     "Numbers separated by commas"
     try: return [float(part) for part in text.split(",")]
@@ -288,6 +293,8 @@ def _picture_to_write(path:str|None, default:str) -> Path:
     return place
 
 # %% ../nbs/45_cli.ipynb #2db329d8
+#| code-fold: true
+#| code-summary: "`sample`"
 def sample(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     n:int=16, # how many
@@ -306,6 +313,8 @@ def sample(
     print(f"{n} images are in {path}")
 
 # %% ../nbs/45_cli.ipynb #6ddab63f
+#| code-fold: true
+#| code-summary: "A mask by its name or from a picture"
 def named_mask(
     name:str, # a name that `preset_mask` knows, or a picture that is white where to generate
     height:int, # pixels
@@ -319,6 +328,8 @@ def named_mask(
                      "would be generated; paint white where to generate")
 
 # %% ../nbs/45_cli.ipynb #6bd325a0
+#| code-fold: true
+#| code-summary: "`edit`"
 def edit(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     image:str, # the picture to complete; its middle is cut and resized to the model's shape
@@ -341,6 +352,8 @@ def edit(
     print(f"{n + 1} images are in {path}")
 
 # %% ../nbs/45_cli.ipynb #3fe55fd7
+#| code-fold: true
+#| code-summary: "`evaluate`"
 def evaluate(
     model:str, # a bundled checkpoint, a folder, or a repository of the Hub
     data:str|None=None, # as for train; that of the model's training if not given
@@ -431,6 +444,8 @@ def _counts(samples, images:Tensor, labels, seeds:int, second:float) -> dict:
             for key in counted["real"][0] for name, counts in counted.items()}
 
 # %% ../nbs/45_cli.ipynb #b59b3c68
+#| code-fold: true
+#| code-summary: "From functions to a program"
 COMMANDS = {f.__name__: f for f in (train, sample, edit, evaluate, demo)}
 _USAGE = "\n".join([
     "consistency-models COMMAND [options]", "",
@@ -468,6 +483,8 @@ def main(
     return 2
 
 # %% ../nbs/45_cli.ipynb #8e752cfc
+#| code-fold: true
+#| code-summary: "Errors and exit codes"
 _MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, MemoryError,
              torch.cuda.OutOfMemoryError)   # what a user can do something about
 

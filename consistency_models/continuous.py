@@ -45,7 +45,7 @@ def path_derivative(
     off = torch.autocast(x.device.type, enabled=False)
     with torch.no_grad(), off, sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
         moving = (forward_ad.make_dual(*pair) for pair in zip((x, sigma), tangents))
-        F, dF = forward_ad.unpack_dual(net(*moving, **kwargs))    # `torch.func.jvp` drops other values
+        F, dF = forward_ad.unpack_dual(net(*moving, **kwargs))    # `torch.func.jvp` drops others
     return F, torch.zeros_like(F) if dF is None else dF
 
 # %% ../nbs/23_continuous.ipynb #a69eba63
@@ -58,7 +58,7 @@ def path_difference(
     slope:Tensor, # $dx/d\sigma$ of the path at each, shape of `x`
     gap:float=0.01, # of $\ln\sigma$, to either side
     **kwargs, # for the network
-) -> tuple[Tensor, Tensor]: # $F$ and $dF/d\ln\sigma$, shape of `x`, both up to the square of the gap
+) -> tuple[Tensor, Tensor]: # $F$ and $dF/d\ln\sigma$, shape of `x`, up to the square of the gap
     "The same from two calls at neighboring levels, for networks without forward derivatives"
     net, state = bare_network(net), random_state(x.device)
     move = (gap * pad_dims_like(sigma, x) * slope).to(x.dtype)
@@ -89,12 +89,13 @@ def tangent(
 #| code-fold: true
 #| code-summary: "The learned weight"
 class LearnedWeight(nn.Module):
-    "The logarithm of the loss's variance by noise level, learned with the network: section 4.2"
+    "The logarithm of the mean loss by noise level, learned with the network: section 4.2"
     def __init__(self, features:int=64):
         super().__init__()
         self.embed, self.out = NoiseEmbedding(features), zero_init(nn.Linear(features, 1))
 
-    def forward(self, sigma:Tensor) -> Tensor: return self.out(self.embed(noise_conditioning(sigma)))[:, 0]
+    def forward(self, sigma:Tensor) -> Tensor:
+        return self.out(self.embed(noise_conditioning(sigma)))[:, 0]
 
 # %% ../nbs/23_continuous.ipynb #c92ce063
 #| code-fold: true
@@ -107,7 +108,7 @@ class ContinuousConsistencyTraining(Objective):
     lognormal_std: float = 2. # standard deviation of $\ln\sigma$; 1.4 in the paper
     warmup: float = 0.5 # share of the run after which the tangent counts in full
     normalize: bool = True # bound the length of each sample's tangent
-    learn_weight: bool = False # weight the noise levels by how well they are learned; on in the paper
+    learn_weight: bool = False # weight noise levels by how well they are learned; on in the paper
     derivative: Callable = path_derivative # or `path_difference`
     distance: Callable = squared_error # of the network's output and where it should move
 
@@ -129,7 +130,8 @@ class ContinuousConsistencyTraining(Objective):
     def attach(self, net:nn.Module):
         "Begin with equal weights"
         super().attach(net)
-        if self.learn_weight: self.kept["weight"] = LearnedWeight().to(next(net.parameters()).device)
+        if self.learn_weight:
+            self.kept["weight"] = LearnedWeight().to(next(net.parameters()).device)
 
     def step(self,
         model:Callable, # the network being trained: any callable `model(x, sigma, **kwargs)`
@@ -157,7 +159,7 @@ class ContinuousConsistencyTraining(Objective):
         return output_of(predicted, predicted.detach() + g, levels)
 
     def loss(self, output:ConsistencyTrainingOutput) -> Tensor: # shape `(batch,)`
-        "Distance of the output to where it should move, under the learned weight $e^{-w}$, plus $w$"
+        "Distance to where the output should move, under the learned weight $e^{-w}$, plus $w$"
         losses = super().loss(output)
         if not self.learn_weight: return losses
         w = self.kept["weight"](output.upper)

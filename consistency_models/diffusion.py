@@ -160,7 +160,8 @@ def _guide(net:Callable, fixed:float|None, x:Tensor, sigma:Tensor, **kwargs) -> 
     "Both answers, mixed; of networks too: $D$ is a multiple of the output plus one of $x$"
     weight = kwargs.pop("weight", 1.) if fixed is None else fixed
     without, told = net(x, sigma), net(x, sigma, **kwargs)
-    if isinstance(weight, Tensor): weight = pad_dims_like(weight.expand(len(x)), x).to(without.dtype)
+    if isinstance(weight, Tensor):
+        weight = pad_dims_like(weight.expand(len(x)), x).to(without.dtype)
     return torch.lerp(without, told, weight)
 
 # %% ../nbs/20_diffusion.ipynb #931a7847

@@ -76,7 +76,7 @@ class ConsistencyDistillation(Distillation):
     distance: Callable = squared_error # of the two answers
     target_decay: float = 0. # of the averaged weights that give the target; 0: the current ones
     gap_weights: bool = True # weight 1 over the length of the step; off: 1, as in the paper's runs
-    weights: tuple|None = None # guidance weights from and to, one drawn for each sample; none if `None`
+    weights: tuple|None = None # guidance weights from and to; one is drawn for each sample
 
     def __post_init__(self):
         check_number(self.target_decay, "target_decay", 0, 1)
@@ -144,7 +144,8 @@ def with_weight(
     if not known or own.get("usual_weight") is not None:
         raise ValueError("net must be a network of this package that has classes and takes no "
                          "weight yet")
-    copied = type(net)(**own | {"usual_weight": check_number(usual, "usual", 0), "label_dropout": 0.})
+    taking = {"usual_weight": check_number(usual, "usual", 0), "label_dropout": 0.}
+    copied = type(net)(**own | taking)
     copied.load_state_dict(net.state_dict(), strict=False)
     return copied.to(next(net.parameters()))
 
@@ -220,7 +221,8 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x:Tensor, sigma:Tensor, weight=None, **kwargs) -> Tensor:
         "The raw network $F$ for which $c_{skip} x + c_{out} F$ is the model's best guess"
         sigma = one_level_each(sigma, x)
-        if not kwargs: kwargs = {k: v.to(x).expand(len(x), *v.shape[1:]) for k, v in self.empty.items()}
+        if not kwargs:
+            kwargs = {k: v.to(x).expand(len(x), *v.shape[1:]) for k, v in self.empty.items()}
         if weight is not None: kwargs["timestep_cond"] = self.embed_weight(weight, x)
         s = pad_dims_like(sigma, x).to(at_least_float32(x.dtype))
         if self.predicts == "consistency":      # made for this very call: Song et al. (2023)

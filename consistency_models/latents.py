@@ -227,7 +227,7 @@ def decoded(
     encoder:Callable|None=None, # from data to latents, for editing; without, `y` must be of latents
     **kwargs, # for the network, such as `class_labels`
 ) -> ConsistencyFunction: # with which sampling and editing take and give data
-    "A consistency function of latents for all who want to see pictures"
+    "A consistency function of latents that takes and gives pictures"
     check_number(scale, "scale", 0, above=True)
     space = LatentSpace(encoder, decoder, scale)
     return replace(consistency_function(f, **kwargs), space=space)

@@ -6,6 +6,8 @@
 __all__ = ['Live', 'labeled_grid', 'figure_png']
 
 # %% ../nbs/40_live.ipynb #8cea0627
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import html
 import io
 import math
@@ -23,10 +25,14 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 # %% ../nbs/40_live.ipynb #cc9c2bd8
+#| code-fold: true
+#| code-summary: "Imports from the package"
 from .pictures import use_style
 from .pretrained import num_classes_of
 
 # %% ../nbs/40_live.ipynb #34cc63c3
+#| code-fold: true
+#| code-summary: "Messages and rows"
 WORKING = """<style>@keyframes cm-appear { to { opacity: 1; } }</style>
 <span style="opacity: 0; animation: cm-appear 0s 0.3s forwards">working …</span>"""
 
@@ -41,6 +47,8 @@ def row(parts) -> ipywidgets.Box:
     return ipywidgets.Box(parts, layout=layout)
 
 # %% ../nbs/40_live.ipynb #f9cd7da4
+#| code-fold: true
+#| code-summary: "`Live`"
 class Live(ipywidgets.VBox):
     "A picture above its controls; whenever one changes, `draw(**values)` makes a new PNG"
     def __init__(self,
@@ -99,6 +107,7 @@ class Live(ipywidgets.VBox):
 
 # %% ../nbs/40_live.ipynb #005771dc
 #| code-fold: true
+#| code-summary: "`labeled_grid`"
 @cache
 def _font(size:int):
     "The font that comes with matplotlib, which knows Greek"
@@ -138,6 +147,8 @@ def labeled_grid(
     return file.getvalue()
 
 # %% ../nbs/40_live.ipynb #5c571de7
+#| code-fold: true
+#| code-summary: "`figure_png`"
 def figure_png(
     plot:Callable, # fills a figure, `plot(fig)`
     width:float=6., # inches
@@ -151,6 +162,8 @@ def figure_png(
     return file.getvalue()
 
 # %% ../nbs/40_live.ipynb #43c631ec
+#| code-fold: true
+#| code-summary: "Sliders and menus"
 def slider(name:str, value, low, high, step=None):
     "A slider for a whole or a real number"
     kind, unit = ipywidgets.FloatSlider, 0.05

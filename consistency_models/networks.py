@@ -107,7 +107,8 @@ def check_inputs(
 ):
     "Raise unless `x` is a batch of samples of that shape and `sigma` has one level for each"
     for value, name in ((x, "x"), (sigma, "sigma")):
-        if not (isinstance(value, Tensor) and value.is_floating_point()): check_floating(value, name)
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            check_floating(value, name)
     if x.ndim != 2 + len(axes) or x.shape[1] != channels:
         wanted = ", ".join(["batch", str(channels), *axes])
         raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")

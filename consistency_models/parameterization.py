@@ -40,7 +40,8 @@ def _any_levels(formula:_F) -> _F:
     "Let a formula for noise levels in at least float32 take numbers and other types"
     @wraps(formula)
     def called(sigma, sigma_data=0.5, sigma_min=0.002):
-        if not (isinstance(sigma, Tensor) and sigma.dtype in _WIDE): sigma, sigma_min = _levels(sigma, sigma_min)
+        if not (isinstance(sigma, Tensor) and sigma.dtype in _WIDE):
+            sigma, sigma_min = _levels(sigma, sigma_min)
         return formula(sigma, sigma_data, sigma_min)
     return called   # type: ignore[return-value]
 
@@ -206,7 +207,8 @@ def consistency_function(
             raise TypeError("a consistency function takes no further arguments; give them where it is made, "
                             f"got {', '.join(sorted(other))}")
         return net
-    if not callable(net): raise TypeError(f"a network must be callable as net(x, sigma), got {type(net).__name__}")
+    if not callable(net):
+        raise TypeError(f"a network must be callable as net(x, sigma), got {type(net).__name__}")
     if sigma_data is None: sigma_data = sigma_data_of(net) or 0.5
     else: check_sigma_data(net, check_number(sigma_data, "sigma_data", 0, above=True))
     check_number(sigma_min, "sigma_min", 0)

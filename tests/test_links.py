@@ -85,6 +85,8 @@ def test_figures_have_labels_captions_and_stored_pictures():
     caption = re.compile(r'^#\| fig-cap: ".+"$', re.MULTILINE)
     bare = lambda codes, pattern: [code[:60] for code in codes if not pattern.search(code)]
     assert offenders(lambda path: bare(map(source, figures(path)), caption)) == {}
+    described = re.compile(r'^#\| fig-alt: ".+"$', re.MULTILINE)
+    assert offenders(lambda path: bare(map(source, figures(path)), described)) == {}
     assert offenders(lambda path: [source(c)[:60] for c in figures(path) if not pictures(c)]) == {}
     assert offenders(lambda path: bare(drawn(path), LABEL)) == {}
 
