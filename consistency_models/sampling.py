@@ -40,8 +40,10 @@ def check_mask(
     mask = as_tensor(mask, "mask", ay.device).to(ay.dtype)
     try: fits = torch.broadcast_shapes(mask.shape, ay.shape) == ay.shape
     except RuntimeError: fits = False
-    if not fits: raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the data's shape {tuple(ay.shape)}")
-    if not ((mask >= 0) & (mask <= 1)).all(): raise ValueError("mask must lie between 0 (known) and 1 (generate)")
+    if not fits:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to the data's shape {tuple(ay.shape)}")
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError("mask must lie between 0 (known) and 1 (generate)")
     return mask
 
 # %% ../nbs/18_sampling.ipynb #3dfafaf7
@@ -244,11 +246,13 @@ def check_interpolation(
     "Raise unless `a` and `b` fit each other and `weight` lies in [0, 1] for each sample"
     check_reference(a, "a")
     check_reference(b, "b")
-    if a.shape != b.shape: raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     weight = as_tensor(weight, name)
     if weight.ndim > 1 or weight.numel() not in (1, len(a)):
         raise ValueError(f"{name} must be one number or have shape ({len(a)},), got shape {tuple(weight.shape)}")
-    if not ((weight >= 0) & (weight <= 1)).all(): raise ValueError(f"{name} must lie between 0 and 1")
+    if not ((weight >= 0) & (weight <= 1)).all():
+        raise ValueError(f"{name} must lie between 0 and 1")
 
 # %% ../nbs/18_sampling.ipynb #bf622da0
 #| code-fold: true
