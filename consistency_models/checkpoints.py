@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a005
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import os
 import tempfile
 import warnings
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a008
+#| code-fold: true
+#| code-summary: "`write_whole`"
 def write_whole(
     path:str|Path, # where to; its folder is made if it does not exist
     content:bytes|memoryview, # what to write
@@ -42,6 +46,8 @@ def _sync_folder(path:Path):
     finally: os.close(folder)
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a011
+#| code-fold: true
+#| code-summary: "`write_checkpoint`"
 def _plain(value, name:str):
     "A copy on the CPU, or a `TypeError` that names what a checkpoint cannot hold"
     if isinstance(value, Tensor): return value.detach().to("cpu", copy=True)
@@ -64,6 +70,8 @@ def write_checkpoint(
     write_whole(path, file.getbuffer())
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a012
+#| code-fold: true
+#| code-summary: "`read_checkpoint`"
 def read_checkpoint(
     path:str|Path, # a file written by `write_checkpoint`
 ) -> dict: # what was written, with all tensors on the CPU
@@ -84,6 +92,8 @@ def read_checkpoint(
                          "delete it to go on from an earlier one") from e
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a017
+#| code-fold: true
+#| code-summary: "`only_writer`, and what is checked at the start"
 def check_folder(
     folder:Path, # for checkpoints, made if it does not exist
 ):
@@ -129,6 +139,8 @@ def only_writer(
         finally: _LOCKS.discard(file)
 
 # %% ../nbs/32_checkpoints.ipynb #c0c0a018
+#| code-fold: true
+#| code-summary: "`checkpoints_in`"
 def checkpoints_in(
     folder:str|Path|None, # of a run; none has none
 ) -> list[Path]: # named by their step

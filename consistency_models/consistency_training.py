@@ -33,7 +33,8 @@ def add_noise(
     sigma:Tensor, # noise levels, shape `(batch,)`
 ) -> Tensor: # noisy samples, shape and type of `x`
     "Noisy samples $x + \\sigma z$"
-    if noise.shape != x.shape: raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(noise.shape)}")
+    if noise.shape != x.shape:
+        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(noise.shape)}")
     return (x + pad_dims_like(sigma, x) * noise).to(x.dtype)
 
 # %% ../nbs/15_consistency_training.ipynb #ada12ac1
@@ -167,7 +168,8 @@ class Objective:
     def loss(self, output:ConsistencyTrainingOutput) -> Tensor: # shape `(batch,)`
         "Weighted distance of the two answers, for each sample"
         predicted, target = output.predicted, output.target
-        if predicted.dtype in (torch.float16, torch.bfloat16): predicted, target = predicted.float(), target.float()
+        if predicted.dtype in (torch.float16, torch.bfloat16):
+            predicted, target = predicted.float(), target.float()
         losses = self.distance(predicted, target)
         if losses.ndim == 0 or len(losses) != len(output.predicted):
             raise ValueError(f"distance must return one value for each sample, got shape {tuple(losses.shape)}")
@@ -196,7 +198,8 @@ class Objective:
 @lru_cache(maxsize=32)
 def karras_grid(num_timesteps:int, sigma_min:float, sigma_max:float, rho:float, device:torch.device, dtype:torch.dtype) -> Tensor:
     "The Karras schedule, computed once for each number of levels"
-    with torch.inference_mode(False): return karras_schedule(num_timesteps, sigma_min, sigma_max, rho, device, dtype)
+    with torch.inference_mode(False):
+        return karras_schedule(num_timesteps, sigma_min, sigma_max, rho, device, dtype)
 
 def check_settings(training, schedule:Callable):
     "Raise now what a training step with these settings would raise later"

@@ -54,7 +54,8 @@ def lpips_network(
 ) -> torch.nn.Module: # the network, frozen
     "The LPIPS network of Zhang et al. (2018) with its published weights; torchvision downloads the backbone once"
     import lpips
-    if net not in ("vgg", "alex", "squeeze"): raise ValueError(f"net must be 'vgg', 'alex' or 'squeeze', got {net!r}")
+    if net not in ("vgg", "alex", "squeeze"):
+        raise ValueError(f"net must be 'vgg', 'alex' or 'squeeze', got {net!r}")
     try:
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):    # made once, for training too
             return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False).to(device)

@@ -6,6 +6,8 @@
 __all__ = ['TrainingState', 'progress', 'watch', 'training_dashboard']
 
 # %% ../nbs/33_watching.ipynb #3a7c0005
+#| code-fold: true
+#| code-summary: "Imports of the module"
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,8 @@ from torch import Tensor
 from .checks import check_integer
 
 # %% ../nbs/33_watching.ipynb #b2b6bb2f
+#| code-fold: true
+#| code-summary: "`TrainingState`, what a step tells"
 @dataclass
 class TrainingState:
     "What one optimizer step looked like, on this process"
@@ -33,6 +37,8 @@ class TrainingState:
     trainer: Any # the `Trainer`, for its `average` and its settings
 
 # %% ../nbs/33_watching.ipynb #3afd5b7a
+#| code-fold: true
+#| code-summary: "`LossByLevel`"
 class LossByLevel:
     "Running means of the loss in bands of the noise level"
     def __init__(self,
@@ -70,6 +76,8 @@ class LossByLevel:
         return "".join(height(log, seen) for log, seen in zip(logs, self.weight.tolist()))
 
 # %% ../nbs/33_watching.ipynb #4790f0e9
+#| code-fold: true
+#| code-summary: "`progress`"
 def progress(
     states:Iterator[TrainingState], # what `Trainer.train` yields
     every:int=20, # steps between updates of the numbers
@@ -102,6 +110,8 @@ def _close(states:Iterator):
     if hasattr(states, "close"): states.close()
 
 # %% ../nbs/33_watching.ipynb #6333b28c
+#| code-fold: true
+#| code-summary: "The figure"
 def training_figure(
     losses:LossByLevel, # running means
     images:Tensor, # samples in [-1, 1], shape `(n, channels, height, width)`
@@ -127,6 +137,8 @@ def training_figure(
     return fig
 
 # %% ../nbs/33_watching.ipynb #b5a56c8e
+#| code-fold: true
+#| code-summary: "`watch`"
 def watch(
     states:Iterator[TrainingState], # what `Trainer.train` yields
     sample:Callable, # from a network to images in [-1, 1], shape `(n, channels, height, width)`
@@ -150,6 +162,8 @@ def watch(
     finally: _close(states)
 
 # %% ../nbs/33_watching.ipynb #fad1d2e5
+#| code-fold: true
+#| code-summary: "`training_dashboard`"
 def training_dashboard(
     states:Iterator[TrainingState], # what `Trainer.train` yields
     sample:Callable, # from a network to images in [-1, 1], shape `(n, channels, height, width)`
