@@ -95,9 +95,9 @@ def test_every_public_name_has_a_signature_and_links_lead_to_it(pages):
 
 
 def test_names_in_backticks_become_links(pages):
-    text = "\n".join("".join(c["source"]) for c in pages[Path("18_sampling.ipynb")])
+    text = "\n".join("".join(c["source"]) for c in pages[Path("12_paths.ipynb")])
     site = settings()["doc_host"] + settings()["doc_baseurl"]
-    assert f"[`consistency_function`]({site}/parameterization.html#consistency_function)" in text
+    assert f"[`exact_consistency_function`]({site}/paths.html#exact_consistency_function)" in text
 
 
 def test_source_is_shown_and_folded_once(pages):
