@@ -47,7 +47,7 @@ def test_recipes_are_those_on_the_cards_of_the_bundled_models():
         made = {k: "no" if v is None else str(v) for k, v in recipe_for(name, objective, **given).items() if k not in ("teacher", "guidance", "label_dropout")}
         recipe = from_pretrained(bundled).notes["recipe"]
         told = {k: v.split(", then")[0] for k, v in recipe.items() if k in made}
-        command = recipe["command"].split(";")[1 if bundled == "mnist" else 0]          # that of the student, or of both
+        command = recipe["command"].split(";")[2 if bundled == "mnist" else 0]          # that of the student, or of both
         made |= {k.replace("-", "_"): v for k, v in re.findall(r"--(steps|batch-size) (\d+)", command)}
         assert made["objective"] == objective and told.keys() >= RECIPES[name].keys()
         assert {k: value(v) for k, v in told.items()} == {k: value(made[k]) for k in told}
