@@ -144,7 +144,8 @@ class EditingExplorer(Live):
             options=[("choose …", ""), *zip(_MASKS, _MASKS)], description="mask")
         another = ipywidgets.Button(description="next picture")
         cannot = {"colorize"} if self.shape[0] != 3 else set()
-        if space_of(net) is not None: cannot.add("denoise")         # noise of pixels is none of latents
+        if space_of(net) is not None:
+            cannot.add("denoise")         # noise of pixels is none of latents
         tasks = [t for t in TASKS if t not in cannot]
         controls = {
             "task": ipywidgets.Dropdown(options=tasks, value=task, description="task"),

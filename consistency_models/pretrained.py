@@ -360,14 +360,16 @@ def sample(
     "Draw samples, at most 2,000 at a time: Algorithm 1 of Song et al. (2023), or of Karras et al. (2022)"
     n = check_integer(n, "n", 1)
     shape = getattr(net, "notes", {}).get("shape") if shape is None else shape
-    if shape is None: raise ValueError("shape must be given, such as (1, 8, 8), since the network has no notes of it")
+    if shape is None:
+        raise ValueError("shape must be given, such as (1, 8, 8), since the network has no notes of it")
     if solver is None and is_diffusion(net): solver = heun_step
     if sigmas is None: sigmas = karras_schedule(18).flip(0) if solver else (80., 0.8)
     levels = check_descending(sigmas, 0.)
     generator, asked_for = torch.Generator().manual_seed(seed), class_labels(net, n, labels)
     samples = torch.empty(n, *shape, device=_device_of(net))
     if weight is not None and solver: net = guided(net, weight)
-    elif weight is not None: asked_for["weight"] = torch.full((n,), float(weight), device=samples.device)
+    elif weight is not None:
+        asked_for["weight"] = torch.full((n,), float(weight), device=samples.device)
     for start in range(0, n, 2000):
         part = slice(start, start + 2000)
         asked = {k: v[part] for k, v in asked_for.items()}

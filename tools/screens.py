@@ -1,4 +1,4 @@
-"""Screenshots of the widgets: `python tools/screens.py` writes four PNGs to nbs/images.
+"""Screenshots of the widgets: `python tools/screens.py` writes five PNGs to nbs/images.
 
 A browser opens each widget on a page of Voila, sets its controls or draws with the mouse, as a user would. The models
 are bundled; nothing in the pictures is touched. Needs Chromium (`bash tools/browser.sh`).
@@ -35,6 +35,14 @@ editor.take_preset({"new": "top"})
 editor.controls["label"].value = 2
 editor"""
 
+DASHBOARD = """import torch
+from consistency_models import sample, training_dashboard
+from consistency_models.data import open_data
+from consistency_models.recipes import make_trainer, recipe_for
+trainer = make_trainer(open_data("digits"), recipe_for("digits", steps=500) | {"channels": (16, 32)})
+draw = lambda net: sample(net, 8, [80., 0.8], shape=(1, 8, 8))
+for state in training_dashboard(trainer.train(), draw): pass"""
+
 
 def heart(page):
     """Draw a heart with the mouse"""
@@ -49,7 +57,8 @@ def heart(page):
     page.mouse.up()
 
 
-SCREENS = {"live": (LIVE, None), "explorer": (EXPLORER, None), "paths": (PATHS, heart), "editor": (EDITOR, None)}
+SCREENS = {"live": (LIVE, None), "explorer": (EXPLORER, None), "paths": (PATHS, heart), "editor": (EDITOR, None),
+           "dashboard": (DASHBOARD, None)}
 
 
 def cut(shot, margin=8):
@@ -73,7 +82,7 @@ def main(names):
             browser = p.chromium.launch(executable_path=path, args=FLAGS)
             for name in names:
                 page = browser.new_page(viewport={"width": 960, "height": 1000})
-                page.goto(f"http://127.0.0.1:{PORT}/voila/render/{name}.ipynb")
+                page.goto(f"http://127.0.0.1:{PORT}/voila/render/{name}.ipynb", timeout=300_000)
                 drawn = "() => document.querySelector('img.widget-image')?.naturalWidth > 50"
                 page.wait_for_function(drawn, timeout=120_000)
                 page.wait_for_timeout(1500)
