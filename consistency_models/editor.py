@@ -58,7 +58,8 @@ def _colorize(net, x, mask, colors, sigmas, **options):
 #| code-summary: "Denoising, interpolation, and `edit_picture`"
 def _denoise(net, x, mask, colors, sigmas, generator, **labels):
     noise = torch.randn(x.shape, generator=generator).to(x)
-    return x, denoise(net, x + sigmas[0] * noise, sigmas[0], **labels)
+    noisy = x + sigmas[0] * noise
+    return noisy, denoise(net, noisy, sigmas[0], **labels)
 
 def _interpolate(net, x, mask, colors, sigmas, **options):
     space = space_of(net)

@@ -59,7 +59,7 @@ def test_colorizing_keeps_the_luminance():
 
 def test_denoising_comes_back_near_the_picture():
     given, results = edit_picture(digits, "denoise", digit, n=3, sigmas=[0.2], labels=_examples(digits)[1][0])
-    assert torch.equal(given, digit) and (results - digit).square().mean() < 0.2**2
+    assert 0.15 < (given - digit).std() < 0.25 and (results - digit).square().mean() < 0.2**2     # what is given is noisy
     assert not torch.equal(results[0], results[1])
 
 

@@ -51,7 +51,7 @@ def draw():
     center = {"ha": "center", "va": "center"}
     font = {"fontsize": 26, "family": "DejaVu Sans Mono", "weight": "bold"}
     fig.text(0.5, 0.945, "consistency_models", **font, **center)
-    line = "from noise to a picture in two steps; the same network fills in what is hidden, untrained for it"
+    line = "from noise to a picture in two steps; the same networks fill in what is hidden, untrained for it"
     fig.text(0.5, 0.88, line, fontsize=14, color="0.3", **center)
     faces = drawn_and_filled("avatars", [0, 1] * 5, [2, 3] * 5, slice(7), 0)
     digits = drawn_and_filled("mnist", range(10), range(10), slice(14, None), 2)

@@ -36,9 +36,9 @@ SLIDES = [
      "E. Editing · F. Six mistakes · G. Six questions",
      "0:05 to 0:06", "Write the clock times beside the parts. Three habits: guess, measure, distrust one seed."),
     ("At which noise level is a digit lost?", "07 fig-reading", "Hands: 0.5, 1, 2, 5, 10?",
-     "0:08 to 0:14", "Take the hands before this picture is up. They believe that the noise of one pixel decides."),
+     "0:08 to 0:14", "Take the hands before this picture is up. Many will reason from the noise of one pixel."),
     ("How far a machine gets", "07 fig-reading-rate", "It knows a thousand digits by heart.",
-     "0:16 to 0:19", "Collect the scores of the room for each row by hands and mark the means. "
+     "0:16 to 0:19", "Mark on the curve the means of the room, collected at 0:14. "
      "Where is it decided? That part of the axis comes back in D and E."),
     ("A promise kept by construction", "08 fig-board", "f(x, σ_min) = x, exactly, for any network.",
      "0:20 to 0:23", "Draw c_skip by hand, let somebody draw c_out, then show this. Where do they cross?"),
@@ -60,11 +60,11 @@ SLIDES = [
     ("Who decides, picture or label?", "07 fig-labels", "Little noise: the picture. Much noise: the label.",
      "1:19 to 1:21", "Back to the curve of part A: where can the digit still be read?"),
     ("Six results, six mistakes", "07 fig-faults", "Letters to numbers. No code.",
-     "1:23 to 1:32", "Rows A and E are the ones they discuss. Which one number would you print?"),
+     "1:23 to 1:32", "In rows A and E the digits are right and the contrast is wrong: take these two if nobody disagrees. Which one number would you print?"),
     ("What came after", "07 fig-end",
      "Distillation, easy tuning, continuous time, latents: lessons 20 to 27. "
-     "MIT license; digits CC BY 4.0, faces CC0.",
-     "1:40 to 1:45", "First one sentence from each pair. Leave this up, with the address of the course."),
+     "Text, code and weights: MIT license. Faces in the style Pixel Art of DiceBear, CC0.",
+     "1:37 to 1:40", "First one sentence from each pair. Leave this up, with the address of the course."),
 ]
 
 
