@@ -94,7 +94,7 @@ def train(
     if only_plan: tracker = None
     accelerator = new_accelerator(recipe["precision"], tracker, folder)
     with accelerator.local_main_process_first(): images = open_data(data, size, root, **opened)
-    _check_classes((start, None if not alone else teacher), _notes(data, opened).get("classes"))
+    _check_classes((start, teacher if alone else None), _notes(data, opened).get("classes"))
     if guidance is not None and describe(images)["num_classes"] is None:
         raise ValueError("guidance needs data with classes")
     if not alone:                       # one command for both, the teacher and its student
@@ -183,10 +183,11 @@ def _notes(data:str, opened:dict) -> dict:
 
 def _check_classes(places:tuple, names:list|None):
     "Raise if trained weights know the same classes under other numbers"
+    if not names: return
     for place in places:
         if place is None or Path(place, "model_index.json").expanduser().is_file(): continue
         known = from_pretrained(place).notes.get("classes")
-        if names and known and known != names and sorted(known) == sorted(names):
+        if known and known != names and sorted(known) == sorted(names):
             raise ValueError(f"{place} numbers the classes {', '.join(known)}, the data "
                              f"{', '.join(names)}; begin the folders' names with numbers, such "
                              f"as 0-{known[0]}, in the order of {place}")

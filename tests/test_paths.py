@@ -14,6 +14,7 @@ from consistency_models import (
     ideal_denoiser,
     karras_schedule,
 )
+from consistency_models.paths import draw_bells, draw_jump, two_bells
 
 MEAN, STD = 0.3, 0.5
 
@@ -177,6 +178,20 @@ def test_each_sample_has_its_own_level(points):
     for exact in (ideal_denoiser, exact_consistency_function):
         one_by_one = torch.cat([exact(x[i:i + 1], s, points) for i, s in enumerate(sigma)])
         assert torch.allclose(exact(x, sigma, points), one_by_one)
+
+
+def test_two_bells_are_drawn_with_paths_that_keep_their_order_and_end_in_the_bells():
+    from matplotlib.figure import Figure
+    ax, bells = Figure().subplots(), two_bells()
+    for side in (bells < 0, bells > 0):
+        assert abs(bells[side].mean().abs() - 0.5) < 1e-3 and abs(bells[side].std() - 0.05) < 0.002
+    draw_bells(ax)
+    levels, paths = ax.lines[0].get_xdata(), torch.stack([torch.as_tensor(line.get_ydata()) for line in ax.lines])
+    assert levels[0] == 2 and abs(levels[-1] - 0.02) < 1e-6 and len(paths) == 16
+    assert (paths.diff(dim=0) > 0).all() and ((paths[:, -1].abs() - 0.5).abs() < 0.2).all()
+    draw_jump(ax, 1.5, 1., 0.02, 0.5)
+    arrow, = ax.texts
+    assert arrow.xyann == (1.5, 1.) and arrow.xy == (0.02, 0.5)
 
 
 def test_samples_may_be_images_or_plain_numbers():
