@@ -32,7 +32,7 @@ def add_noise(
     noise:Tensor, # standard normal noise, shape of `x`
     sigma:Tensor, # noise levels, shape `(batch,)`
 ) -> Tensor: # noisy samples, shape and type of `x`
-    "Noisy samples $x + \\sigma z$"
+    "Noisy samples x + σ z"
     if noise.shape != x.shape:
         raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, got {tuple(noise.shape)}")
     return (x + pad_dims_like(sigma, x) * noise).to(x.dtype)
@@ -43,9 +43,9 @@ def add_noise(
 @dataclass
 class Levels:
     "Where a training step asks: two noise levels for each sample, and how much the pair counts"
-    upper: Tensor # where the student answers, $\sigma_{n+1}$, shape `(batch,)`
-    lower: Tensor # where the target is asked, $\sigma_n$, shape `(batch,)`
-    weight: Tensor|None = None # $\lambda$ of each sample, shape `(batch,)`; 1 if `None`
+    upper: Tensor # where the student answers, σₙ₊₁, shape `(batch,)`
+    lower: Tensor # where the target is asked, σₙ, shape `(batch,)`
+    weight: Tensor|None = None # λ of each sample, shape `(batch,)`; 1 if `None`
     grid: Tensor|None = None # the ascending levels they are taken from, if there is a grid
 
 # %% ../nbs/15_consistency_training.ipynb #65b15e52
@@ -87,9 +87,9 @@ class ConsistencyTrainingOutput:
     "What one step of consistency training gives: two answers to compare, and where they were asked"
     predicted: Tensor # the student's answer at the upper level, shape of `x`, with gradient
     target: Tensor # the answer at the lower level, shape of `x`, without gradient
-    num_timesteps: int # $N(k)$, number of noise levels in use; `None` where a method has no grid
+    num_timesteps: int # N(k), number of noise levels in use; `None` where a method has no grid
     sigmas: Tensor # those noise levels, ascending, shape `(num_timesteps,)`; `None` where a method has no grid
-    loss_weights: Tensor|None = None # $\lambda$ of each sample, shape `(batch, 1, ...)`; `None` in CT
+    loss_weights: Tensor|None = None # λ of each sample, shape `(batch, 1, ...)`; `None` in CT
     levels: Levels|None = None # the two levels of each sample
 
     @property
@@ -230,7 +230,7 @@ class ConsistencyTraining(Objective):
     initial_timesteps: int = 2 # noise levels at the start of training
     final_timesteps: int = 150 # noise levels at its end, less one; fit this to your budget
     distance: Callable = squared_error # of the two answers, for loops that use `loss`
-    initial_ema_decay_rate: float = 0.95 # $\mu_0$ of the teacher's average, for loops that use `follow`
+    initial_ema_decay_rate: float = 0.95 # μ₀ of the teacher's average, for loops that use `follow`
 
     def __post_init__(self):
         check_settings(self, timesteps_schedule)
@@ -262,8 +262,8 @@ class ConsistencyTraining(Objective):
         student_model:Callable, # the network being trained: any callable `model(x, sigma, **kwargs)`
         teacher_model:Callable, # a moving average of it, called the same way
         x:Tensor, # clean samples, shape `(batch, ...)`
-        current_training_step:int, # $k$, from 0
-        total_training_steps:int, # $K$
+        current_training_step:int, # k, from 0
+        total_training_steps:int, # K
         generator:torch.Generator|None=None, # source of randomness for noise and levels
         **kwargs, # keyword arguments for both networks
     ) -> ConsistencyTrainingOutput:

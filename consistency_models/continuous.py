@@ -33,12 +33,12 @@ warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarn
 #| code-fold: true
 #| code-summary: "The derivative of the network along the path"
 def path_derivative(
-    net:Callable, # the network $F$: any callable `net(x, sigma, **kwargs)`
+    net:Callable, # the network F: any callable `net(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # their noise levels, shape `(batch,)`
-    slope:Tensor, # $dx/d\sigma$ of the path at each, shape of `x`
+    slope:Tensor, # dx/dσ of the path at each, shape of `x`
     **kwargs, # for the network
-) -> tuple[Tensor, Tensor]: # $F$ and $dF/d\ln\sigma$, shape of `x`
+) -> tuple[Tensor, Tensor]: # F and dF/d ln σ, shape of `x`
     "A network's answer, and how fast it changes along the path, by one forward derivative"
     net = bare_network(net)             # neither parallel nor compiled
     tangents = (pad_dims_like(sigma, x) * slope).to(x.dtype), sigma
@@ -52,13 +52,13 @@ def path_derivative(
 #| code-fold: true
 #| code-summary: "The same by a difference"
 def path_difference(
-    net:Callable, # the network $F$: any callable `net(x, sigma, **kwargs)`
+    net:Callable, # the network F: any callable `net(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor, # their noise levels, shape `(batch,)`
-    slope:Tensor, # $dx/d\sigma$ of the path at each, shape of `x`
-    gap:float=0.01, # of $\ln\sigma$, to either side
+    slope:Tensor, # dx/dσ of the path at each, shape of `x`
+    gap:float=0.01, # of ln σ, to either side
     **kwargs, # for the network
-) -> tuple[Tensor, Tensor]: # $F$ and $dF/d\ln\sigma$, shape of `x`, up to the square of the gap
+) -> tuple[Tensor, Tensor]: # F and dF/d ln σ, shape of `x`, up to the square of the gap
     "The same from two calls at neighboring levels, for networks without forward derivatives"
     net, state = bare_network(net), random_state(x.device)
     move = (gap * pad_dims_like(sigma, x) * slope).to(x.dtype)
@@ -72,14 +72,14 @@ def path_difference(
 #| code-summary: "The tangent, with its two brackets"
 def tangent(
     F:Tensor, # the network's answer, shape `(batch, ...)`
-    dF:Tensor, # $dF/d\ln\sigma$ along the path, same shape
+    dF:Tensor, # dF/d ln σ along the path, same shape
     x:Tensor, # noisy samples, same shape
     sigma:Tensor, # their noise levels, shape `(batch,)`
-    slope:Tensor, # $dx/d\sigma$, shape of `x`
+    slope:Tensor, # dx/dσ, shape of `x`
     sigma_data:float, # standard deviation of the data
-    warmup:float=1., # $r$, from 0 to 1: how much of the parts that can be unstable counts
-) -> Tensor: # $g$, shape of `x`
-    "How the network's output has to move: Lu & Song (2024), Algorithm 1, written in $\\sigma$"
+    warmup:float=1., # r, from 0 to 1: how much of the parts that can be unstable counts
+) -> Tensor: # g, shape of `x`
+    "How the network's output has to move: Lu & Song (2024), Algorithm 1, written in σ"
     total = (sigma**2 + sigma_data**2).sqrt()
     cos, sin = (pad_dims_like(v / total, x) for v in (sigma_data, sigma))
     still = cos**2 * sigma_data * F + cos * sigma_data * slope - cos**2 * sin * x
@@ -104,8 +104,8 @@ class LearnedWeight(nn.Module):
 class ContinuousConsistencyTraining(Objective):
     "Simplified continuous-time consistency training (sCT): Lu & Song (2024), Algorithm 1"
     sigma_data: float = 0.5 # standard deviation of the data
-    lognormal_mean: float = -1. # mean of $\ln\sigma$
-    lognormal_std: float = 2. # standard deviation of $\ln\sigma$; 1.4 in the paper
+    lognormal_mean: float = -1. # mean of ln σ
+    lognormal_std: float = 2. # standard deviation of ln σ; 1.4 in the paper
     warmup: float = 0.5 # share of the run after which the tangent counts in full
     normalize: bool = True # bound the length of each sample's tangent
     learn_weight: bool = False # weight noise levels by how well they are learned; on in the paper
@@ -124,7 +124,7 @@ class ContinuousConsistencyTraining(Objective):
         return Levels(upper=sigma, lower=sigma)
 
     def slope(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
-        "$dx/d\\sigma$: the sample's own noise"
+        "dx/dσ: the sample's own noise"
         return noise
 
     def attach(self, net:nn.Module):
@@ -141,7 +141,7 @@ class ContinuousConsistencyTraining(Objective):
         generator:torch.Generator|None=None, # source of randomness for noise and levels
         **kwargs, # keyword arguments for the network
     ) -> ConsistencyTrainingOutput:
-        "The network's output $F$ as `predicted`, and where it should move as `target`"
+        "The network's output F as `predicted`, and where it should move as `target`"
         check_step(x, k, K)
         levels, noise = self.levels(k, K, x, generator), randn_like(x, generator)
         noisy, state = add_noise(x, noise, levels.upper), random_state(x.device)
@@ -159,7 +159,7 @@ class ContinuousConsistencyTraining(Objective):
         return output_of(predicted, predicted.detach() + g, levels)
 
     def loss(self, output:ConsistencyTrainingOutput) -> Tensor: # shape `(batch,)`
-        "Distance to where the output should move, under the learned weight $e^{-w}$, plus $w$"
+        "Distance to where the output should move, under the learned weight e^(-w), plus w"
         losses = super().loss(output)
         if not self.learn_weight: return losses
         w = self.kept["weight"](output.upper)
@@ -172,6 +172,6 @@ class ContinuousConsistencyTraining(Objective):
 class ContinuousConsistencyDistillation(ContinuousConsistencyTraining, Distillation):
     "Simplified continuous-time consistency distillation (sCD): Lu & Song (2024), Algorithm 1"
     def slope(self, x:Tensor, noise:Tensor, noisy:Tensor, levels:Levels, **kwargs) -> Tensor:
-        "$dx/d\\sigma$: that of the teacher's path"
+        "dx/dσ: that of the teacher's path"
         denoised = self.teacher(**kwargs)(noisy, levels.upper)
         return (noisy - denoised) / pad_dims_like(levels.upper, noisy)

@@ -28,8 +28,8 @@ from .utils import (
 #| code-summary: "Noise levels and checks"
 def lognormal_levels(
     x:Tensor, # clean samples, shape `(batch, ...)`
-    mean:float, # mean of $\ln\sigma$
-    std:float, # standard deviation of $\ln\sigma$
+    mean:float, # mean of ln σ
+    std:float, # standard deviation of ln σ
     generator:torch.Generator|None=None, # source of randomness
 ) -> Tensor: # noise levels, shape `(batch,)`
     "A noise level for each sample, with a normally distributed logarithm"
@@ -55,8 +55,8 @@ def check_solver(solver):
 class DiffusionTraining(Objective):
     "Denoising: the loss of Karras et al. (2022), section 5 and Table 1"
     sigma_data: float = 0.5 # standard deviation of the data
-    lognormal_mean: float = -1.2 # mean of $\ln\sigma$
-    lognormal_std: float = 1.2 # standard deviation of $\ln\sigma$
+    lognormal_mean: float = -1.2 # mean of ln σ
+    lognormal_std: float = 1.2 # standard deviation of ln σ
     distance: Callable = squared_error # of the answer and the clean sample
 
     sigma_min = 0. # a denoiser has its boundary where there is no noise
@@ -140,9 +140,9 @@ def _walk_down(denoiser, x, levels, solver):
 #| code-summary: "guided"
 def guided(
     net:Callable, # a network or a denoiser, which also answers without conditions
-    weight:float|None=None, # $w$: 0 without conditions, 1 with them; `None`: given at each call
+    weight:float|None=None, # w: 0 without conditions, 1 with them; `None`: given at each call
 ) -> Callable: # the same kind of thing
-    "Classifier-free guidance, $D_w = D(x) + w (D(x, c) - D(x))$: Ho & Salimans (2022), Eq. 6"
+    "Classifier-free guidance, D_w = D(x) + w (D(x, c) - D(x)): Ho & Salimans (2022), Eq. 6"
     if weight is not None: check_number(weight, "weight", 0)
     if not callable(net) or isinstance(net, ConsistencyFunction | Guided):
         raise TypeError("net must be a network, or a denoiser D(x, sigma, **kwargs), unguided, "
@@ -157,7 +157,7 @@ def guided(
     return partial(_guide, net, weight)
 
 def _guide(net:Callable, fixed:float|None, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
-    "Both answers, mixed; of networks too: $D$ is a multiple of the output plus one of $x$"
+    "Both answers, mixed; of networks too: D is a multiple of the output plus one of x"
     weight = kwargs.pop("weight", 1.) if fixed is None else fixed
     without, told = net(x, sigma), net(x, sigma, **kwargs)
     if isinstance(weight, Tensor):

@@ -71,7 +71,7 @@ class ConsistencyDistillation(Distillation):
     sigma_max: float = 80. # largest noise level
     rho: float = 7. # spacing of the Karras schedule
     sigma_data: float = 0.5 # standard deviation of the data
-    num_timesteps: int = 18 # $N$, noise levels
+    num_timesteps: int = 18 # N, noise levels
     solver: Callable = heun_step # one step down the teacher's path: `heun_step` or `euler_step`
     distance: Callable = squared_error # of the two answers
     target_decay: float = 0. # of the averaged weights that give the target; 0: the current ones
@@ -208,7 +208,7 @@ class DiffusersNetwork(nn.Module):
         weight:Tensor|float, # guidance weights, 1 for the plain condition
         x:Tensor, # the samples they are for
     ) -> Tensor: # shape `(batch, model.config.time_cond_proj_dim)`
-        "How models in the layout of Luo et al. (2023) are told $w$, which they count from 0"
+        "How models in the layout of Luo et al. (2023) are told w, which they count from 0"
         size = getattr(getattr(self.model, "config", None), "time_cond_proj_dim", None)
         if size is None:
             raise ValueError("weight given to a model of diffusers that takes none: its "
@@ -219,7 +219,7 @@ class DiffusersNetwork(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], 1).to(x.dtype)
 
     def forward(self, x:Tensor, sigma:Tensor, weight=None, **kwargs) -> Tensor:
-        "The raw network $F$ for which $c_{skip} x + c_{out} F$ is the model's best guess"
+        "The raw network F for which c_skip x + c_out F is the model's best guess"
         sigma = one_level_each(sigma, x)
         if not kwargs:
             kwargs = {k: v.to(x).expand(len(x), *v.shape[1:]) for k, v in self.empty.items()}

@@ -34,8 +34,8 @@ def l2_distance(
 class EasyConsistencyTuning(Objective):
     "Easy consistency tuning: Geng et al. (2024), Algorithm 1"
     sigma_data: float = 0.5 # standard deviation of the data
-    lognormal_mean: float = -1.1 # mean of $\ln\sigma$
-    lognormal_std: float = 2. # standard deviation of $\ln\sigma$
+    lognormal_mean: float = -1.1 # mean of ln σ
+    lognormal_std: float = 2. # standard deviation of ln σ
     q: float = 2. # the gap shrinks by this factor from stage to stage
     stages: int = 8 # parts of training with a gap of their own; 1 with `q=256`: one small gap
     distance: Callable = l2_distance # of the two answers
@@ -52,7 +52,7 @@ class EasyConsistencyTuning(Objective):
                              "stages=1")
 
     def levels(self, k:int, K:int, x:Tensor, generator:torch.Generator|None=None) -> Levels:
-        "A level $t$ for each sample, and $r$ below it, the closer the later"
+        "A level t for each sample, and r below it, the closer the later"
         t = lognormal_levels(x, self.lognormal_mean, self.lognormal_std, generator)
         stage = min(self.stages - 1, k * self.stages // K)
         gap = (1 + 8 * torch.sigmoid(-t)) / self.q ** (stage + 1)

@@ -39,7 +39,7 @@ def editing_sigmas(
 def edit(
     f:ConsistencyFunction|Callable, # a consistency function, or a network, called as `net(x, sigma, **kwargs)`
     y:Tensor, # images with the known values, shape `(batch, ...)`
-    operator:Operator|None=None, # $A$ and the mask; nothing is known if `None`
+    operator:Operator|None=None, # A and the mask; nothing is known if `None`
     sigmas=None, # noise levels, descending; `editing_sigmas()` if `None`
     **kwargs, # further arguments of `trajectory`; others go to the network
 ) -> Tensor: # edited images, shape and type of `y`
@@ -70,7 +70,7 @@ def inpaint(
     sigmas=None, # noise levels, descending; `editing_sigmas()` if `None`
     **kwargs, # further arguments of `trajectory`; others go to the network
 ) -> Tensor: # completed images; known values come back bit for bit
-    "Fill in the unknown parts: Algorithm 4 of Song et al. (2023) with $A = I$"
+    "Fill in the unknown parts: Algorithm 4 of Song et al. (2023) with A = I"
     check_floating(x, "x")
     mask = check_mask(mask, x)
     if kwargs.get("clip_denoised", True):
@@ -197,7 +197,7 @@ def colorize(
 #| code-summary: "Cut into patches"
 def split_patches(
     x:Tensor, # shape `(batch, channels, n1, n2, ...)`
-    factor:int, # $p$, which divides each `n`
+    factor:int, # p, which divides each `n`
 ) -> Tensor: # shape `(batch, channels, n1/p, n2/p, ..., p·p·...)`
     "Collect the values of each patch on a last axis"
     if any(n % factor for n in x.shape[2:]):
@@ -222,7 +222,7 @@ def join_patches(
 #| code-fold: true
 #| code-summary: "super_resolution: the operator"
 def super_resolution(
-    factor:int, # $p$, the width of a patch
+    factor:int, # p, the width of a patch
     dims:int=2, # axes after the channels: 1 for sounds, 2 for images, 3 for volumes
 ) -> Operator: # for data of shape `(batch, channels, ...)`
     "The mean of each patch is known, its detail is not"

@@ -45,8 +45,8 @@ class ImprovedConsistencyTraining(Objective):
     sigma_data: float = 0.5 # standard deviation of the data
     initial_timesteps: int = 10 # noise levels in the first stage, less one
     final_timesteps: int = 1280 # noise levels in the last stage, less one; fit this to your budget
-    lognormal_mean: float = -1.1 # mean of $\ln\sigma$; note the minus sign
-    lognormal_std: float = 2. # standard deviation of $\ln\sigma$
+    lognormal_mean: float = -1.1 # mean of ln σ; note the minus sign
+    lognormal_std: float = 2. # standard deviation of ln σ
     distance: Callable = pseudo_huber_loss # of the two answers, for loops that use `loss`
 
     def __post_init__(self):
@@ -67,8 +67,8 @@ class ImprovedConsistencyTraining(Objective):
     def __call__(self,
         model:Callable, # the network being trained: any callable `model(x, sigma, **kwargs)`
         x:Tensor, # clean samples, shape `(batch, ...)`
-        current_training_step:int, # $k$, from 0
-        total_training_steps:int, # $K$
+        current_training_step:int, # k, from 0
+        total_training_steps:int, # K
         generator:torch.Generator|None=None, # source of randomness for noise and levels
         **kwargs, # keyword arguments for the network
     ) -> ConsistencyTrainingOutput:

@@ -23,7 +23,7 @@ from .utils import at_least_float32
 def pseudo_huber_loss(
     input:Tensor, # predictions, shape `(batch, ...)`
     target:Tensor, # targets, same shape
-    c:float|None=None, # where the distance bends from square to norm; $0.00054\sqrt n$ if `None`
+    c:float|None=None, # where the distance bends from square to norm; 0.00054 √n if `None`
 ) -> Tensor: # one distance for each sample, shape `(batch, 1, ...)`, ready to multiply `loss_weights`
     "Pseudo-Huber distance of each sample: section 3.3 of Song & Dhariwal (2023)"
     _check_pair(input, target)

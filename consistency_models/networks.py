@@ -92,7 +92,7 @@ def scale_inputs(
     sigma:Tensor, # their noise levels, shape `(batch,)`
     sigma_data:float, # standard deviation of the clean data
 ) -> tuple[Tensor, Tensor]: # `c_in x` in the type of `x`, and `c_noise`
-    "What the bundled networks do first: Table 1 of Karras et al. (2022), $c_{in}$ and $c_{noise}$"
+    "What the bundled networks do first: Table 1 of Karras et al. (2022), c_in and c_noise"
     scaled = pad_dims_like(input_scaling(sigma, sigma_data), x) * x
     return scaled.to(x.dtype), noise_conditioning(sigma)
 
@@ -202,13 +202,13 @@ class ResidualLayer(nn.Module):
 #| code-fold: true
 #| code-summary: "MLP"
 class MLP(nn.Module):
-    "A network for points, `net(x, sigma, class_labels=None, weight=None)`; applies $c_{in}$, $c_{noise}$ itself"
+    "A network for points, `net(x, sigma, class_labels=None, weight=None)`; applies c_in, c_noise itself"
     def __init__(self,
         dim:int=2, # length of a point
         width:int=128, # hidden width
         depth:int=3, # residual layers
         num_classes:int|None=None, # number of class labels, if any
-        sigma_data:float=0.5, # standard deviation of the clean data, for $c_{in}$
+        sigma_data:float=0.5, # standard deviation of the clean data, for c_in
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
         label_dropout:float=0., # share of labels left out in training, which guidance needs
         usual_weight:float|None=None, # guidance weight where none is named; `None`: it takes none
@@ -238,7 +238,7 @@ class MLP(nn.Module):
 #| code-fold: true
 #| code-summary: "UNet"
 class UNet(nn.Module):
-    "A U-Net for images, `net(x, sigma, class_labels=None, weight=None)`; applies $c_{in}$, $c_{noise}$ itself"
+    "A U-Net for images, `net(x, sigma, class_labels=None, weight=None)`; applies c_in, c_noise itself"
     def __init__(self,
         in_channels:int=1, # 1 for gray images, 3 for color
         channels:tuple=(64, 128), # channels at each resolution, the full one first
@@ -246,7 +246,7 @@ class UNet(nn.Module):
         attention:bool=True, # self-attention at the lowest resolution
         num_classes:int|None=None, # number of class labels, if any
         dropout:float=0., # probability of dropout in each residual block
-        sigma_data:float=0.5, # standard deviation of the clean data, for $c_{in}$
+        sigma_data:float=0.5, # standard deviation of the clean data, for c_in
         precondition:bool=True, # off: the network sees raw `x` and raw `sigma`, for ablations
         patch:int=1, # blocks of `patch` by `patch` pixels become channels, to save time
         label_dropout:float=0., # share of labels left out in training, which guidance needs
@@ -288,7 +288,7 @@ class UNet(nn.Module):
     def forward(self,
         x:Tensor, sigma:Tensor, class_labels:Tensor|None=None, weight:Tensor|float|None=None,
     ) -> Tensor:
-        "The raw network $F_\\theta$: shape `(batch, channels, height, width)` in and out"
+        "The raw network F_θ: shape `(batch, channels, height, width)` in and out"
         check_inputs(x, sigma, self.in_channels, "height", "width")
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(f"height and width must be divisible by {self.factor}, "

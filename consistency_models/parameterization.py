@@ -52,8 +52,8 @@ def _any_levels(formula:_F) -> _F:
 def skip_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
-    sigma_min:float=0.002, # the smallest noise level, where $f(x, \sigma) = x$
-) -> Tensor: # $c_{skip}$, shape of `sigma`; exactly 1 at `sigma_min`
+    sigma_min:float=0.002, # the smallest noise level, where f(x, σ) = x
+) -> Tensor: # c_skip, shape of `sigma`; exactly 1 at `sigma_min`
     "How much of the noisy sample is kept: appendix C of Song et al. (2023)"
     return sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2)
 
@@ -64,8 +64,8 @@ def skip_scaling(
 def output_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
-    sigma_min:float=0.002, # the smallest noise level, where $f(x, \sigma) = x$
-) -> Tensor: # $c_{out}$, shape of `sigma`; exactly 0 at `sigma_min`
+    sigma_min:float=0.002, # the smallest noise level, where f(x, σ) = x
+) -> Tensor: # c_out, shape of `sigma`; exactly 0 at `sigma_min`
     "How much of the network's output is added: appendix C of Song et al. (2023)"
     return sigma_data * (sigma - sigma_min) / (sigma_data**2 + sigma**2).sqrt()
 
@@ -75,7 +75,7 @@ def output_scaling(
 def input_scaling(
     sigma:Tensor, # noise levels, any shape
     sigma_data:float=0.5, # standard deviation of the clean data
-) -> Tensor: # $c_{in}$, shape of `sigma`
+) -> Tensor: # c_in, shape of `sigma`
     "The factor that gives the network's input unit variance: Table 1 of Karras et al. (2022)"
     if not (isinstance(sigma, Tensor) and sigma.dtype in _WIDE): sigma, _ = _levels(sigma)
     return 1 / (sigma**2 + sigma_data**2).sqrt()
@@ -85,7 +85,7 @@ def input_scaling(
 #| code-summary: "noise_conditioning"
 def noise_conditioning(
     sigma:Tensor, # noise levels, positive, any shape
-) -> Tensor: # $c_{noise}$, shape of `sigma`
+) -> Tensor: # c_noise, shape of `sigma`
     "The noise level as the network sees it: Table 1 of Karras et al. (2022)"
     if not (isinstance(sigma, Tensor) and sigma.dtype in _WIDE): sigma, _ = _levels(sigma)
     return sigma.log() / 4
@@ -116,7 +116,7 @@ def wrong_output(output, x:Tensor) -> ValueError:
 class ConsistencyFunction:
     "A consistency function, `f(x, sigma)`: from samples at any noise level to clean ones"
     answer: Callable # callable `(x, sigma)`, with one noise level for each sample, shape `(batch,)`
-    sigma_min: float = 0.002 # the smallest noise level, where $f(x, \sigma) = x$
+    sigma_min: float = 0.002 # the smallest noise level, where f(x, σ) = x
     space: Any = None # of latents: what has `encode` and `decode`; `None` if samples are data
 
     def __call__(self,
@@ -193,12 +193,12 @@ def consistency_function_of(net:Callable, sigma_data:float, sigma_min:float, kwa
 #| code-fold: true
 #| code-summary: "consistency_function"
 def consistency_function(
-    net:Callable, # the network $F_\theta$: any callable `net(x, sigma, **kwargs)`
+    net:Callable, # the network F_θ: any callable `net(x, sigma, **kwargs)`
     sigma_data:float|None=None, # standard deviation of the clean data; what the network says, else 0.5, if `None`
-    sigma_min:float=0.002, # the smallest noise level; up to it $f(x, \sigma) = x$
+    sigma_min:float=0.002, # the smallest noise level; up to it f(x, σ) = x
     **kwargs, # handed to the network at each call, such as `class_labels`
 ) -> ConsistencyFunction: # `f(x, sigma)`; what is one already comes back as it is
-    "The consistency function $f_\\theta$ of a network: Eq. 5 of Song et al. (2023)"
+    "The consistency function f_θ of a network: Eq. 5 of Song et al. (2023)"
     if isinstance(net, ConsistencyFunction):
         other = {"sigma_data"} if sigma_data is not None else set()
         if sigma_min not in (0.002, net.sigma_min): other.add("sigma_min")
@@ -218,13 +218,13 @@ def consistency_function(
 #| code-fold: true
 #| code-summary: "model_forward_wrapper, the same in one call"
 def model_forward_wrapper(
-    model:Callable, # the network $F_\theta$: any callable `model(x, sigma, **kwargs)`
+    model:Callable, # the network F_θ: any callable `model(x, sigma, **kwargs)`
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
     sigma_data:float=0.5, # standard deviation of the clean data
-    sigma_min:float=0.002, # the smallest noise level; up to it $f(x, \sigma) = x$
+    sigma_min:float=0.002, # the smallest noise level; up to it f(x, σ) = x
     **kwargs, # handed to `model`
-) -> Tensor: # $f_\theta(x, \sigma)$, shape and type of `x`
+) -> Tensor: # f_θ(x, σ), shape and type of `x`
     "`consistency_function(model, sigma_data, sigma_min, **kwargs)(x, sigma)`"
     return consistency_function(model, sigma_data, sigma_min, **kwargs)(x, sigma)
 
@@ -241,7 +241,7 @@ class Precondition(nn.Module):
         self.net, self.sigma_data = net, sigma_data
 
     def forward(self, x:Tensor, sigma:Tensor, **kwargs) -> Tensor:
-        "Table 1 of Karras et al. (2022), rows $c_{in}$ and $c_{noise}$"
+        "Table 1 of Karras et al. (2022), rows c_in and c_noise"
         sigma = one_level_each(sigma, x)
         scaled = pad_dims_like(input_scaling(sigma, self.sigma_data), x) * x
         return self.net(scaled.to(x.dtype), noise_conditioning(sigma).to(x.dtype), **kwargs)
@@ -252,11 +252,11 @@ class Precondition(nn.Module):
 def gaussian_consistency_function(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
-    mean:float=0., # $\mu$ of the data
-    std:float=0.5, # $s$ of the data
+    mean:float=0., # μ of the data
+    std:float=0.5, # s of the data
     sigma_min:float=0.002, # where the path ends
-) -> Tensor: # the exact $f^*(x, \sigma)$
-    "The exact consistency function of data distributed as $\\mathcal N(\\mu, s^2)$"
+) -> Tensor: # the exact f*(x, σ)
+    "The exact consistency function of data distributed as N(μ, s²)"
     check_floating(x, "x")
     level, end = _levels(one_level_each(sigma, x), sigma_min)
     shrink = ((std**2 + end**2) / (std**2 + level.maximum(end)**2)).sqrt()

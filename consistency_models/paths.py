@@ -22,7 +22,7 @@ def ideal_denoiser(
     x:Tensor, # noisy samples, shape `(batch, ...)`
     sigma:Tensor|float, # noise levels, shape `(batch,)`, or one number for all
     data:Tensor, # all clean samples, shape `(m, ...)`
-) -> Tensor: # $E[x_0 | x_\sigma = x]$, shape of `x`
+) -> Tensor: # E[x₀ | x_σ = x], shape of `x`
     "The best possible denoiser of a finite data set: Karras et al. (2022), appendix B.3"
     check_floating(x, "x")
     points = as_double(x)[:, None].flatten(1)
@@ -64,7 +64,7 @@ def exact_consistency_function(
     steps:int=40, # steps of Heun's method
     sigma_min:float=0.002, # where the path ends
     path:bool=False, # all points of the path, shape `(steps + 1, batch, ...)`, instead of its end
-) -> Tensor: # $f^*(x, \sigma)$, shape of `x`
+) -> Tensor: # f*(x, σ), shape of `x`
     "The exact consistency function of a finite data set: its ODE, solved by Heun's method"
     check_floating(x, "x")
     points = [as_double(x)]

@@ -51,10 +51,10 @@ def check_mask(
 #| code-summary: "Operator: known values are put back"
 @dataclass(frozen=True, eq=False)
 class Operator:
-    "An invertible linear map $A$ with its inverse, and which of its values are unknown"
-    mask: Tensor|float = 1. # 1 where a value of $Ax$ is unknown, 0 where it is known
-    transform_fn: Callable = identity # $A$
-    inverse_transform_fn: Callable = identity # $A^{-1}$
+    "An invertible linear map A with its inverse, and which of its values are unknown"
+    mask: Tensor|float = 1. # 1 where a value of Ax is unknown, 0 where it is known
+    transform_fn: Callable = identity # A
+    inverse_transform_fn: Callable = identity # A⁻¹
 
     def recombine(self,
         x:Tensor, # generated samples
@@ -192,7 +192,7 @@ class ConsistencySamplingAndEditing:
         y:Tensor, # reference samples, shape `(batch, ...)`; for plain sampling only shape and type matter
         sigmas:Iterable, # noise levels, descending, such as `[80.0, 0.8]`
         mask:Tensor|None=None, # 1 where to generate, 0 where `y` is known; all ones if `None`
-        transform_fn:Callable=identity, # invertible linear map $A$ in whose values the mask is given
+        transform_fn:Callable=identity, # invertible linear map A in whose values the mask is given
         inverse_transform_fn:Callable=identity, # its inverse
         start_from_y:bool=False, # as in `trajectory`
         add_initial_noise:bool=True, # as in `trajectory`

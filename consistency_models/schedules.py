@@ -19,14 +19,14 @@ from .utils import draw_device
 #| code-fold: true
 #| code-summary: "karras_schedule"
 def karras_schedule(
-    num_timesteps:int, # $N$, at least 2
+    num_timesteps:int, # N, at least 2
     sigma_min:float=0.002, # smallest noise level, the first entry
     sigma_max:float=80., # largest noise level, the last entry
     rho:float=7., # 1 is linear; larger values put more levels near `sigma_min`
     device:torch.device|None=None, # where the result lives
     dtype:torch.dtype|None=None, # floating type of the result, `float32` if `None`
 ) -> Tensor: # noise levels, ascending, shape `(num_timesteps,)`
-    "Noise levels evenly spaced in $\\sigma^{1/\\rho}$, ascending: Eq. 5 of Karras et al. (2022)"
+    "Noise levels evenly spaced in σ^(1/ρ), ascending: Eq. 5 of Karras et al. (2022)"
     num_timesteps = check_integer(num_timesteps, "num_timesteps", 2)
     sigma_min = check_number(sigma_min, "sigma_min", 0, above=True)
     sigma_max = check_number(sigma_max, "sigma_max", sigma_min, above=True)
@@ -63,12 +63,12 @@ def _check_steps(current, total, initial, final, fewest:int):
 #| code-fold: true
 #| code-summary: "timesteps_schedule"
 def timesteps_schedule(
-    current_training_step:int, # $k$, from 0 to $K$
-    total_training_steps:int, # $K$
-    initial_timesteps:int=2, # $s_0$, levels at the start
-    final_timesteps:int=150, # $s_1$; the last step uses $s_1 + 1$ levels
-) -> int: # $N(k)$, from $s_0$ to $s_1 + 1$
-    "Number of noise levels at step $k$ of consistency training: appendix C of Song et al. (2023)"
+    current_training_step:int, # k, from 0 to K
+    total_training_steps:int, # K
+    initial_timesteps:int=2, # s₀, levels at the start
+    final_timesteps:int=150, # s₁; the last step uses s₁ + 1 levels
+) -> int: # N(k), from s₀ to s₁ + 1
+    "Number of noise levels at step k of consistency training: appendix C of Song et al. (2023)"
     k, K, s0, s1 = _check_steps(current_training_step, total_training_steps,
                                 initial_timesteps, final_timesteps, 2)
     return min(math.ceil(math.sqrt(k / K * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), s1) + 1
@@ -77,12 +77,12 @@ def timesteps_schedule(
 #| code-fold: true
 #| code-summary: "improved_timesteps_schedule"
 def improved_timesteps_schedule(
-    current_training_step:int, # $k$, from 0 to $K$
-    total_training_steps:int, # $K$
-    initial_timesteps:int=10, # $s_0$; the first stage uses $s_0 + 1$ levels
-    final_timesteps:int=1280, # $s_1$; the last stage uses $s_1 + 1$ levels
-) -> int: # $N(k)$, from $s_0 + 1$ to $s_1 + 1$
-    "Number of noise levels at step $k$, doubled by stages: section 3.4 of Song & Dhariwal (2023)"
+    current_training_step:int, # k, from 0 to K
+    total_training_steps:int, # K
+    initial_timesteps:int=10, # s₀; the first stage uses s₀ + 1 levels
+    final_timesteps:int=1280, # s₁; the last stage uses s₁ + 1 levels
+) -> int: # N(k), from s₀ + 1 to s₁ + 1
+    "Number of noise levels at step k, doubled by stages: section 3.4 of Song & Dhariwal (2023)"
     k, K, s0, s1 = _check_steps(current_training_step, total_training_steps,
                                 initial_timesteps, final_timesteps, 1)
     stage = max(1, math.floor(K / (math.log2(s1 // s0) + 1)))
@@ -92,10 +92,10 @@ def improved_timesteps_schedule(
 #| code-fold: true
 #| code-summary: "ema_decay_rate_schedule"
 def ema_decay_rate_schedule(
-    num_timesteps:int, # $N(k)$
-    initial_ema_decay_rate:float=0.95, # $\mu_0$, the decay at $N = s_0$
-    initial_timesteps:int=2, # $s_0$
-) -> float: # $\mu(k)$, between $\mu_0$ and 1
+    num_timesteps:int, # N(k)
+    initial_ema_decay_rate:float=0.95, # μ₀, the decay at N = s₀
+    initial_timesteps:int=2, # s₀
+) -> float: # μ(k), between μ₀ and 1
     "Decay of the teacher's moving average: appendix C of Song et al. (2023)"
     num_timesteps = check_integer(num_timesteps, "num_timesteps", 1)
     mu = check_number(initial_ema_decay_rate, "initial_ema_decay_rate", 0, 1, above=True)
@@ -107,9 +107,9 @@ def ema_decay_rate_schedule(
 #| code-summary: "lognormal_probabilities"
 def lognormal_probabilities(
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
-    mean:float=-1.1, # mean of $\ln\sigma$
-    std:float=2., # standard deviation of $\ln\sigma$
-) -> Tensor: # $p(\sigma_i)$, shape `(num_timesteps - 1,)`, `float64`, sums to one
+    mean:float=-1.1, # mean of ln σ
+    std:float=2., # standard deviation of ln σ
+) -> Tensor: # p(σᵢ), shape `(num_timesteps - 1,)`, `float64`, sums to one
     "Probability of each step of the grid, lognormal: section 3.5 of Song & Dhariwal (2023)"
     sigmas = check_ascending(sigmas)
     mean, std = check_number(mean, "mean"), check_number(std, "std", 0, above=True)
@@ -137,8 +137,8 @@ def draw_steps(
 def lognormal_timestep_distribution(
     num_samples:int, # how many to draw
     sigmas:Tensor, # noise levels, ascending, shape `(num_timesteps,)`
-    mean:float=-1.1, # mean of $\ln\sigma$
-    std:float=2., # standard deviation of $\ln\sigma$
+    mean:float=-1.1, # mean of ln σ
+    std:float=2., # standard deviation of ln σ
     generator:torch.Generator|None=None, # source of randomness
 ) -> Tensor: # indices from 0 to `num_timesteps - 2`, shape `(num_samples,)`
     "Draw steps of the grid with `lognormal_probabilities`: section 3.5 of Song & Dhariwal (2023)"

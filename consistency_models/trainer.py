@@ -254,12 +254,12 @@ if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_LOOPS.cl
 
 # %% ../nbs/31_trainer.ipynb #884ca6ee
 def learning_rate(
-    step:int, # $k$, from 0
-    steps:int, # $K$
-    peak:float=1e-3, # $\eta_0$, the largest value
-    warmup:int=50, # $W$, steps of linear growth
+    step:int, # k, from 0
+    steps:int, # K
+    peak:float=1e-3, # η₀, the largest value
+    warmup:int=50, # W, steps of linear growth
     decay:bool=True, # fall to zero along half a cosine, or stay at the peak
-) -> float: # $\eta(k)$
+) -> float: # η(k)
     "Linear warm-up, then half a cosine down to zero"
     falling = (1 + math.cos(math.pi * step / steps)) / 2 if decay else 1
     return peak * min(1, (step + 1) / max(1, warmup)) * falling
@@ -272,7 +272,7 @@ class Trainer:
     "Trains a network on any number of devices; can be watched, stopped, killed and resumed"
     net: nn.Module # called as `net(x, sigma)`, or `net(x, sigma, class_labels=...)`
     data: Dataset # of tensors `x`, or of tuples `(x, column, ...)`
-    steps: int # $K$, optimizer steps of the whole run
+    steps: int # K, optimizer steps of the whole run
     objective: Objective = field(default_factory=ImprovedConsistencyTraining) # the method
     conditions: tuple[str, ...] = () # what the network calls the columns after `x`
     batch_size: int = 64 # samples in one pass of one process

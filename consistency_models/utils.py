@@ -150,7 +150,7 @@ def _wide(ema_model:nn.Module, weights:dict) -> dict:
 def update_ema_model_(
     ema_model:nn.Module, # the average, changed in place
     online_model:nn.Module, # the model being trained, left alone
-    decay:float, # $\mu$, from 0 (copy) to 1 (keep)
+    decay:float, # μ, from 0 (copy) to 1 (keep)
 ) -> nn.Module: # `ema_model`
     "Move the weights of `ema_model` towards `online_model`: Algorithm 3 of Song et al. (2023), last line"
     decay = check_number(decay, "decay", 0, 1)

@@ -27,12 +27,12 @@ from .checks import check_integer
 class TrainingState:
     "What one optimizer step looked like, on this process"
     step: int # optimizer steps done, this one included
-    steps: int # $K$
+    steps: int # K
     loss: Tensor # mean weighted loss, a scalar
     losses: Tensor # weighted loss of each sample, shape `(accumulate * batch_size,)`
     upper: Tensor # the noise level each sample's answer was asked at, same shape
-    num_timesteps: int|None # $N(k)$; `None` where the objective has no grid
-    learning_rate: float # $\eta(k)$
+    num_timesteps: int|None # N(k); `None` where the objective has no grid
+    learning_rate: float # η(k)
     samples: int # samples in this step, over all processes
     trainer: Any # the `Trainer`, for its `average` and its settings
 
@@ -42,7 +42,7 @@ class TrainingState:
 class LossByLevel:
     "Running means of the loss in bands of the noise level"
     def __init__(self,
-        bands:int=10, # number of bands, evenly spaced in $\ln\sigma$
+        bands:int=10, # number of bands, evenly spaced in ln σ
         sigma_min:float=0.002, # lower end of the first
         sigma_max:float=80., # upper end of the last
         memory:float=0.98, # share of the old mean that is kept at each step
