@@ -88,8 +88,8 @@ def part(module):
 
 
 def apart(module):
-    """Whether the flat namespace leaves a module out: widgets, the command line and its parts"""
-    return part(module) == 4 or module in {"checks", "recipes", "demo"}
+    """Whether the flat namespace leaves a module out: widgets, the command line and its parts, what pages need"""
+    return part(module) == 4 or module in {"checks", "recipes", "demo", "exercises"}
 
 
 @cache
@@ -140,11 +140,10 @@ def test_flat_namespace_is_the_union_of_the_modules():
 
 
 def test_page_of_names_shows_what_the_modules_declare():
-    page = cells(ROOT / "nbs/99_api.ipynb", "code")
-    printed = [o["text"] for c in page for o in c["outputs"] if o["output_type"] == "stream"]
-    stored = "".join(printed[0])
-    shown = {name for line in stored.splitlines() for name in line.replace(",", " ").split()[1:]}
-    assert shown == set(consistency_models.__all__)
+    outputs = [o["data"] for c in cells(ROOT / "nbs/99_api.ipynb", "code") for o in c["outputs"] if "data" in o]
+    table, = ("".join(data["text/markdown"]) for data in outputs if "text/markdown" in data)
+    shown = re.findall(r"^\| `(\w+)` \| .+ \|$", table, re.MULTILINE)
+    assert sorted(shown) == sorted(consistency_models.__all__)
 
 
 # ---------------------------------------------------------------- Modules
@@ -326,12 +325,15 @@ def test_no_code_asks_for_cuda_outright():
 # ---------------------------------------------------------------- Lessons
 
 EXERCISE = re.compile(r"\*\*Exercise (\d+)")
+TURN = re.compile(r"(\w+) = \.\.\.  # your turn")
 
 def exercises(path):
-    """For each exercise the cell that asks, the one that answers, and the answer in words"""
+    """For each exercise the cell that asks, the one where the reader types, the check, and the answer in words"""
     everything = [c for c in read(path)["cells"] if source(c)]
     asks = lambda cell: cell["cell_type"] == "markdown" and EXERCISE.search(source(cell))
-    return [everything[i:i + 3] for i, cell in enumerate(everything) if asks(cell)]
+    found = [everything[i:i + 4] for i, cell in enumerate(everything) if asks(cell)]
+    if "workshop" in path.stem: found = [[ask, turn, *reversed(rest)] for ask, turn, *rest in found]
+    return found
 
 
 def test_exercises_are_numbered():
@@ -343,15 +345,29 @@ def test_exercises_are_numbered():
     assert offenders(right) == {}
 
 
-def test_every_exercise_has_an_empty_cell_and_a_folded_answer():
-    """The answer's code asserts what it claims; `tools/answers.py` makes it a cell, which is run"""
-    def right(empty, answer):
-        codes = [code for code in answers.answers(answer) if "assert" in code]
-        return empty["cell_type"] == "code" and source(empty) == "# your turn" and codes
-    wrong = lambda path: [source(ask)[:60] for ask, *rest in exercises(path) if not right(*rest)]
+def test_every_exercise_has_dots_a_check_and_a_folded_answer():
+    """All about the variable that the question names; `tools/answers.py` makes the answer's code a cell, which is run"""
+    def right(ask, turn, check, answer):
+        named = TURN.fullmatch(source(turn))
+        if not named or [c["cell_type"] for c in (turn, check, answer)] != ["code", "code", "markdown"]: return False
+        sets = re.compile(rf"^{named[1]} = ", re.MULTILINE)
+        return (f"`{named[1]}`" in source(ask).rpartition("**Exercise ")[2] and f"check({named[1]}," in source(check)
+                and any(map(sets.search, answers.answers(answer))))
+    wrong = lambda path: [source(cells[0])[-60:] for cells in exercises(path) if len(cells) < 4 or not right(*cells)]
     assert offenders(wrong) == {}
     opened = lambda path: [source(c)[:60] for c in cells(path, "markdown") if ":::" in source(c)]
     assert offenders(opened) == {}, "Jupyter and Colab show what stands between ::: unfolded"
+
+
+def test_answers_become_cells_where_a_reader_types():
+    """Before the check, on whichever side of it the answer stands"""
+    cell = lambda kind, text: {"cell_type": kind, "id": text[:5], "source": [text]}
+    turns = [cell("code", f"{name} = ...  # your turn") for name in "ab"]
+    checks = [cell("code", f"check({name}, bool)") for name in "ab"]
+    folds = [cell("markdown", f"<details><summary>Answer</summary>\n```python\n{name} = 1\n```\n</details>") for name in "ab"]
+    page = [turns[0], checks[0], folds[0], turns[1], folds[1], checks[1]]
+    made = [source(c) for c in answers.with_answers({"cells": page})["cells"] if c["cell_type"] == "code"]
+    assert made == [text for name, t, c in zip("ab", turns, checks, strict=True) for text in (source(t), f"{name} = 1", source(c))]
 
 
 def test_pages_with_exercises_have_header_and_footer():

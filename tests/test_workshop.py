@@ -1,5 +1,4 @@
 """What `tools/workshop.py` makes of the workshop's page: nothing is given away, and every check answers."""
-import ast
 import builtins
 import contextlib
 import io
@@ -10,6 +9,8 @@ import matplotlib
 import pytest
 import torch
 import workshop
+
+from consistency_models.exercises import check
 
 QMD = re.compile(r"^## .+$", re.MULTILINE)
 WRONG = {        # answers that are not right, for every exercise
@@ -36,10 +37,10 @@ def text(cell): return "".join(cell["source"])
 
 
 def exercises(participant):
-    """The question, the empty cell, the check and the folded answer of each exercise, by the name of its variable"""
+    """The question, the dots, the check and the folded answer of each exercise, by the name of its variable"""
     asked = [i for i, c in enumerate(participant) if c["cell_type"] == "markdown" and "**Exercise " in text(c)]
     groups = [participant[i:i + 4] for i in asked]
-    return {re.search(r"# your turn: (\w+) = \.\.\.", text(group[1]))[1]: group for group in groups}
+    return {text(group[1]).partition(" = ...")[0]: group for group in groups}
 
 
 def answers():
@@ -68,29 +69,26 @@ def test_nothing_is_given_away(participant):
         assert line not in opened and line in whole
 
 
-def test_every_exercise_has_an_empty_cell_a_check_and_a_folded_answer(participant):
+def test_every_exercise_has_dots_a_check_and_a_folded_answer(participant):
     found = exercises(participant)
     assert list(found) == list(WRONG)
-    for name, (ask, empty, check, answer) in found.items():
+    for name, (ask, turn, checked, answer) in found.items():
         assert f"`{name}`" in text(ask)
-        assert ast.parse(text(empty)).body == [] and empty["cell_type"] == check["cell_type"] == "code"
-        assert f'check("{name}"' in text(check) and check["metadata"]["cellView"] == "form"
+        assert text(turn) == f"{name} = ...  # your turn" and turn["cell_type"] == checked["cell_type"] == "code"
+        assert f"check({name}, " in text(checked) and checked["metadata"]["cellView"] == "form"
         assert re.fullmatch(r"<details><summary>Answer.*```python\n.*\n```\n\n.+\n\n</details>", text(answer), re.DOTALL)
 
 
 def test_checks_ask_for_an_answer_and_give_a_hint(participant):
-    names = {"__builtins__": builtins}
-    exec(next(text(c) for c in participant if "def check(" in text(c)), names)
-    for name, (_, _, check, _) in exercises(participant).items():
-        said = run(text(check), names)
-        assert said.startswith(f"Not yet: set {name}") and len(said.partition("Hint: ")[2]) > 10
+    for _, turn, checked, _ in exercises(participant).values():
+        said = run(f"{text(turn)}\n{text(checked)}", {"__builtins__": builtins, "check": check})
+        assert said.startswith("Not yet: put your answer") and len(said.partition("Hint: ")[2]) > 10
 
 
 def test_a_check_survives_what_it_cannot_read(participant):
-    for name, (_, _, check, _) in exercises(participant).items():
-        names = {"__builtins__": builtins, name: object()}
-        exec(next(text(c) for c in participant if "def check(" in text(c)), names)
-        assert re.match("Not yet.*Hint: ", run(text(check), names)), name
+    for name, (_, _, checked, _) in exercises(participant).items():
+        names = {"__builtins__": builtins, "check": check, name: object()}
+        assert re.match("Not yet.*Hint: ", run(text(checked), names)), name
 
 
 def test_participants_install_this_version_and_replace_the_older_package(participant):
@@ -110,16 +108,16 @@ def test_participants_notebook_runs_and_checks_tell_right_from_wrong(participant
     from matplotlib import pyplot
     matplotlib.use("agg")
     names, found, right = {"__builtins__": builtins}, exercises(participant), answers()
-    checks = [text(check) for _, _, check, _ in found.values()]
+    checks = [text(checked) for _, _, checked, _ in found.values()]
     for cell in (c for c in participant if c["cell_type"] == "code"):
         code = text(cell)
         if code in checks or "%pip" in code or re.fullmatch(r"\w+_explorer\(.*\)", code): continue
         run(code, names)
         pyplot.close("all")
-    for name, (_, _, check, _) in found.items():
+    for name, (_, _, checked, _) in found.items():
         names[name] = WRONG[name]
-        assert run(text(check), names).startswith("Not yet."), name
-        said = run(right[name], names) + run(text(check), names)
+        assert run(text(checked), names).startswith("Not yet."), name
+        said = run(right[name], names) + run(text(checked), names)
         assert said.startswith("Right."), (name, said)
 
 

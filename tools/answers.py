@@ -1,7 +1,8 @@
 """Notebooks with the answers of their exercises as cells: `python tools/answers.py FOLDER` writes them all.
 
 On a page an answer stands in `<details>`, which folds in Jupyter, on Colab and on the site, and is not run there. In
-the copies its code is, right after the cell where a reader would type. `tools/run.sh` runs the copies.
+the copies its code is, right after the cell where a reader would type, so that the check below sees the answer.
+`tools/run.sh` runs the copies.
 """
 
 import json
@@ -21,14 +22,21 @@ def answers(cell):
     return [code for text in ANSWER.findall("".join(cell["source"])) for code in CODE.findall(text)]
 
 
+def is_turn(cell):
+    """Is this the cell where a reader types?"""
+    return cell["cell_type"] == "code" and "".join(cell["source"]).endswith("# your turn")
+
+
 def with_answers(notebook):
-    """The notebook, where the code of each answer follows as a cell"""
-    cells = []
+    """The notebook, where the code of each answer is a cell after the last one before it in which a reader types"""
+    cells, place = [], 0
     for cell in notebook["cells"]:
         cells.append(cell)
-        for i, code in enumerate(answers(cell)):
-            cells.append({"cell_type": "code", "id": f"{cell['id']}-{i}", "metadata": {}, "outputs": [],
-                          "execution_count": None, "source": code.splitlines(True)})
+        if is_turn(cell): place = len(cells)
+        made = [{"cell_type": "code", "id": f"{cell['id']}-{i}", "metadata": {}, "outputs": [],
+                 "execution_count": None, "source": code.splitlines(True)} for i, code in enumerate(answers(cell))]
+        cells[place:place] = made
+        place += len(made)
     return notebook | {"cells": cells}
 
 

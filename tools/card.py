@@ -1,4 +1,4 @@
-"""Draw nbs/images/card.png, the picture on the home page and on cards: `python tools/card.py`.
+"""Draw nbs/images/card.png, the picture on cards, and favicon.png, that of the site: `python tools/card.py`.
 
 Everything on it is made by the bundled models: faces and digits from noise, and hidden halves filled in. The faces
 have the first seed, 0, the digits the third, 2: with the first, a hidden half of a 7 becomes a 2.
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
-from consistency_models import from_pretrained, inpaint, trajectory
+from consistency_models import from_pretrained, inpaint, sample, trajectory
 
-OUT = Path(__file__).parent.parent / "nbs/images/card.png"
+IMAGES = Path(__file__).parent.parent / "nbs/images"
 SIDE, GAP = 0.74, 0.05  # of a picture and between pictures, in inches
 
 
@@ -58,7 +60,15 @@ def draw():
     names = ["noise", "two steps", "half hidden", "with a hat", "half hidden", "filled in"]
     for i, (images, name) in enumerate(zip(faces + digits[2:], names)):
         row(fig, images, 2.8, 1.1 + i * (SIDE + GAP) + 0.14 * (i // 2), name)
-    fig.savefig(OUT)
+    fig.savefig(IMAGES / "card.png")
 
 
-if __name__ == "__main__": draw()
+def favicon():
+    """A face with a hat, each of its pixels four wide"""
+    face = sample(from_pretrained("avatars"), 8, seed=1, labels=2)[6]
+    to_pil_image((face + 1) / 2).resize((64, 64), Image.Resampling.NEAREST).save(IMAGES / "favicon.png")
+
+
+if __name__ == "__main__":
+    draw()
+    favicon()

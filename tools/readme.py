@@ -76,10 +76,11 @@ def line(path):
 def llms():
     """llms.txt: what the project is, and a link to each page in reading order"""
     sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text(encoding="utf-8"))
-    pages = [p for p in sidebar["website"]["sidebar"]["contents"] if isinstance(p, dict)]
+    contents = sidebar["website"]["sidebar"]["contents"]
     name, description = title(ROOT / "nbs/index.ipynb")
-    sections = [f"## {p['section']}\n\n" + "\n".join(map(line, p["contents"])) for p in pages]
-    return "\n\n".join([f"# {name}", f"> {description}", CONVENTIONS, *sections]) + "\n"
+    start = "## Start\n\n" + "\n".join(line(p) for p in contents if isinstance(p, str))
+    sections = [f"## {p['section']}\n\n" + "\n".join(map(line, p["contents"])) for p in contents if "section" in p]
+    return "\n\n".join([f"# {name}", f"> {description}", CONVENTIONS, start, *sections]) + "\n"
 
 
 def files():

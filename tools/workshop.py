@@ -1,12 +1,11 @@
 """Write what a workshop hands out: `python tools/workshop.py [OUT]`, by default into the folder `workshop`.
 
 From nbs/tutorials/07_workshop.ipynb, which is complete and executed, and nbs/tutorials/08_teacher.ipynb:
-participant.ipynb (no outputs, an empty cell and a check for each exercise, answers folded), teacher.ipynb
+participant.ipynb (no outputs, a cell with dots and a check for each exercise, answers folded), teacher.ipynb
 (answers and outputs open, the minutes of the script below the heading of each part), and slides.qmd with its
-pictures. An exercise of the source is a question, an empty cell, the answer in `<details>`, and a check.
+pictures. An exercise of the source is a question, `NAME = ...  # your turn`, the answer in `<details>`, and a check.
 """
 
-import ast
 import base64
 import copy
 import json
@@ -15,7 +14,7 @@ import sys
 from configparser import ConfigParser
 from pathlib import Path
 
-from answers import CODE, answers
+from answers import CODE, answers, is_turn
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = ROOT / "nbs/tutorials"
@@ -110,11 +109,9 @@ def code_cell(source, metadata=None, outputs=()):
     return {"cell_type": "code", "execution_count": None, "metadata": metadata or {}, "outputs": list(outputs), "source": source}
 
 
-def exercise(answer, check):
-    """What a participant gets below a question: an empty cell, the check, and the answer, folded"""
-    called = [n for n in ast.walk(ast.parse(code(check))) if isinstance(n, ast.Call) and ast.unparse(n.func) == "check"]
-    name = called[0].args[0].value
-    return [code_cell(f"# your turn: {name} = ..."), hidden(check, "Check"), markdown(abroad(text(answer)))]
+def exercise(turn, answer, check):
+    """What a participant gets below a question: the dots, the check, and the answer, folded"""
+    return [code_cell(text(turn)), hidden(check, "Check"), markdown(abroad(text(answer)))]
 
 
 def hidden(cell, title):
@@ -128,7 +125,7 @@ def participant(cells):
     for cell in cells:
         summary = option(cell, "code-summary")
         if cell["cell_type"] == "markdown": made.append(markdown(abroad(text(cell))))
-        elif text(cell).strip() == "# your turn": made += exercise(next(cells), next(cells))
+        elif is_turn(cell): made += exercise(cell, next(cells), next(cells))
         elif option(cell, "code-fold"): made.append(hidden(cell, summary or ("Figure" if option(cell, "label") else "Code")))
         else: made.append(code_cell(code(cell)))
     return made
@@ -159,7 +156,7 @@ def teacher(cells):
         if cell["cell_type"] == "markdown":
             made.append(markdown(with_minutes(abroad(text(cell)), script)))
             continue
-        if text(cell).strip() != "# your turn":
+        if not is_turn(cell):
             made.append(code_cell(code(cell), outputs=copy.deepcopy(cell["outputs"])))
             continue
         answer, check = next(cells), next(cells)

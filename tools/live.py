@@ -1,0 +1,147 @@
+"""What the live parts of the site need beside their scripts: `python tools/live.py` writes it into nbs/live.
+
+models/NAME.onnx is the consistency function f(x, sigma, class_labels, weight) of a bundled model, for any batch, with
+weights in half precision where they are stored so; models/NAME.json says its shape and classes and holds pictures
+to edit. vendor/ holds ONNX Runtime Web, and painter.js is the canvas of the notebooks' widgets. Nothing of that is
+in the repository. `--stills` draws the pictures that stand where scripts are off, in a browser: nbs/images/live-*.png.
+"""
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from consistency_models import consistency_function, from_pretrained
+from consistency_models.editor import _examples
+
+ROOT = Path(__file__).parent.parent
+LIVE = ROOT / "nbs/live"
+RUNTIME = "onnxruntime-web@1.30.0"
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+RUNTIME_FILES = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
+INPUTS = "x", "sigma", "class_labels", "weight"
+NAMES = "avatars", "mnist", "digits"
+PICTURES = 24
+PAGE = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="live/live.css">
+<style>body {{ font: 16px system-ui; margin: 16px }}</style>
+<div class="live" data-live="{}"></div><script type="module" src="live/live.js"></script>"""
+
+
+class F(nn.Module):
+    """The consistency function, with everything that is asked as a tensor"""
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, sigma, class_labels, weight):
+        return consistency_function(self.net, class_labels=class_labels, weight=weight)(x, sigma)
+
+
+def examples(net, n):
+    """Noisy samples at levels from 0.002 to 80, with labels and weights: what `F` takes"""
+    generator = torch.Generator().manual_seed(n)
+    sigma = torch.logspace(np.log10(0.002), np.log10(80), n)
+    x = sigma.view(-1, 1, 1, 1) * torch.randn(n, *net.notes["shape"], generator=generator)
+    return x, sigma, torch.arange(n) % net.labels.num_embeddings, torch.linspace(0, 4, n)
+
+
+def halve(model):
+    """Store weights in half precision, where that changes none of them; they are cast when the model is loaded"""
+    graph = model.graph
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 64: continue
+        values = numpy_helper.to_array(tensor)
+        if (values.astype(np.float16) != values).any(): continue
+        graph.initializer.remove(tensor)
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}.half"))
+        graph.node.insert(0, helper.make_node("Cast", [f"{tensor.name}.half"], [tensor.name], to=TensorProto.FLOAT))
+
+
+def export(net, path):
+    """The consistency function of a network as one file"""
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    given = examples(net, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")         # of the exporter, about itself
+        # strict: otherwise `len(x)` is taken for a constant, and the batch is fixed without a word
+        program = torch.export.export(F(net).eval(), given, dynamic_shapes=({0: batch},) * 4, strict=True)
+        model = torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=["f"], verbose=False).model_proto
+    halve(model)
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        del part.metadata_props[:]              # where each line of Python was
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def known(net):
+    """What a page has to know of a model"""
+    images, labels = _examples(net, 200)
+    nth = lambda i: labels[:i].count(labels[i])     # of its class: the pictures take turns
+    chosen = sorted(range(len(labels)), key=lambda i: (nth(i), labels[i]))[:PICTURES]
+    images, labels = images[chosen], [labels[i] for i in chosen]
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().numpy().tobytes()
+    return {"shape": list(net.notes["shape"]), "classes": [str(c) for c in net.notes.get("classes", range(10))],
+            "weight": net.usual_weight, "weights": net.notes["guidance"][::2],
+            "sigmas": [80, 0.8], "labels": labels, "pictures": base64.b64encode(pixels).decode()}
+
+
+def runtime(folder):
+    """ONNX Runtime Web, exactly this release"""
+    with tempfile.TemporaryDirectory() as there:
+        subprocess.run(["npm", "pack", "--silent", RUNTIME], cwd=there, check=True)
+        archive, = Path(there).glob("*.tgz")
+        found = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if found != INTEGRITY: raise SystemExit(f"{RUNTIME} has the checksum {found}, not {INTEGRITY}")
+        with tarfile.open(archive) as files:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in RUNTIME_FILES:
+                (folder / name).write_bytes(files.extractfile(f"package/dist/{name}").read())
+
+
+def main(live=LIVE):
+    """Write everything into the folder `live`"""
+    (live / "models").mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        net = from_pretrained(name).eval()
+        export(net, live / f"models/{name}.onnx")
+        (live / f"models/{name}.json").write_text(json.dumps(known(net)))
+    shutil.copy(ROOT / "consistency_models/static/painter.js", live)
+    shutil.copy(ROOT / "consistency_models/static/painter.css", live)
+    if not (live / "vendor" / RUNTIME_FILES[-1]).exists(): runtime(live / "vendor")
+
+
+def stills(live=LIVE, out=ROOT / "nbs/images"):
+    """The picture that stands for each part, taken in a browser"""
+    from check_site import browser, serve
+    from playwright.sync_api import Route
+    parts = sorted(p.stem for p in live.glob("*.js") if "export default async function" in p.read_text(encoding="utf-8"))
+    server = serve(live.parent)
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 720, "height": 900})
+        for name in parts:
+            answer = partial(Route.fulfill, body=PAGE.format(name), content_type="text/html")
+            page.route("**/still.html", lambda route: answer(route))   # noqa: B023
+            page.goto(f"http://127.0.0.1:{server.server_port}/still.html")
+            page.wait_for_selector(".live[data-ready]")
+            page.wait_for_timeout(3000)          # completions go on for some steps
+            page.locator(".live > div").screenshot(path=out / f"live-{name}.png")
+            page.unroute("**/still.html")
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    main()
+    if "--stills" in sys.argv: stills()
