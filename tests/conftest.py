@@ -1,11 +1,14 @@
 """Small networks and helpers that several test files share."""
 
 import io
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +53,22 @@ def shake(network):
     """Give all parameters random values, so that no layer starts at zero."""
     for i, p in enumerate(network.parameters()): nn.init.normal_(p, std=0.2, generator=seeded(i))
     return network
+
+
+def javascript(expression, folder=Path(__file__).parent.parent / "nbs/live", scripts=("formulas.js",), **given):
+    """What an expression is in JavaScript, through Node: it sees the scripts of the site and `given`, by their names"""
+    node = shutil.which("node")
+    if not node:                                        # the one that comes with Playwright
+        from playwright._impl._driver import compute_driver_executable
+        node = str(compute_driver_executable()[0])
+    lines = [f"import * as {name.rpartition('/')[2].partition('.')[0]} from {json.dumps((folder / name).as_uri())};"
+             for name in scripts]
+    text = "\n".join(['import { readFileSync } from "fs";', *lines,
+                      f"const {{ {', '.join(given)} }} = JSON.parse(readFileSync(0, 'utf8'));",
+                      f"process.stdout.write(JSON.stringify(await ({expression})));"])
+    ran = subprocess.run([node, "--input-type=module", "-e", text], input=json.dumps(given), capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
 
 
 def calls_of(network):

@@ -2,14 +2,11 @@
 import base64
 import json
 import math
-import shutil
-import subprocess
 
 import points
 import pytest
 import torch
-from conftest import gaussian
-from test_project import ROOT
+from conftest import gaussian, javascript
 
 from consistency_models import consistency_function, exact_consistency_function, ideal_denoiser, two_moons
 from consistency_models.paths import heun_step, two_bells
@@ -17,27 +14,13 @@ from consistency_models.paths import heun_step, two_bells
 KNOWN = json.loads(points.FILE.read_text())
 
 
-def node():
-    """Node, or the one that comes with Playwright"""
-    if found := shutil.which("node"): return found
-    driver = pytest.importorskip("playwright._impl._driver")
-    found = driver.compute_driver_executable()
-    return str(found[0] if isinstance(found, tuple) else found)
-
-
 def in_node(code, **given):
-    """What `code`, an expression, is in JavaScript; it sees the values of `given`, formulas.js, and points.json as `known`"""
-    text = f"""
-        import {{ readFileSync }} from "fs";
-        import * as js from {json.dumps((ROOT / "nbs/live/formulas.js").as_uri())};
-        const {{ {", ".join(given)} }} = JSON.parse(readFileSync(0, "utf8"));
-        const known = JSON.parse(readFileSync({json.dumps(str(points.FILE))}, "utf8"));
+    """What `code` is in JavaScript, with `js` for formulas.js, `known` for points.json, and both ideal denoisers"""
+    return torch.tensor(javascript(f"""(() => {{
+        const js = formulas, known = JSON.parse(readFileSync(file, "utf8"));
         const bells = js.bellsDenoiser(known.bells.center, known.bells.width);
         const moons = js.planeDenoiser(js.halves(known.moons.data));
-        process.stdout.write(JSON.stringify({code}));"""
-    ran = subprocess.run([node(), "--input-type=module", "-e", text], input=json.dumps(given), capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return torch.tensor(json.loads(ran.stdout), dtype=torch.float64)
+        return {code}; }})()""", file=str(points.FILE), **given), dtype=torch.float64)
 
 
 def data():

@@ -15,7 +15,6 @@ import sys
 import tarfile
 import tempfile
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,22 +122,25 @@ def main(live=LIVE):
     if not (live / "vendor" / RUNTIME_FILES[-1]).exists(): runtime(live / "vendor")
 
 
+def visit(page, server, name):
+    """Open a page with nothing on it but one part, and wait for its first picture"""
+    page.unroute("**/part.html")
+    page.route("**/part.html", lambda route: route.fulfill(body=PAGE.format(name), content_type="text/html"))
+    page.goto(f"http://127.0.0.1:{server.server_port}/part.html")
+    page.wait_for_selector(".live[data-ready]")
+
+
 def stills(live=LIVE, out=ROOT / "nbs/images"):
     """The picture that stands for each part, taken in a browser"""
     from check_site import browser, serve
-    from playwright.sync_api import Route
     parts = sorted(p.stem for p in live.glob("*.js") if "export default async function" in p.read_text(encoding="utf-8"))
     server = serve(live.parent)
     with browser() as chromium:
         page = chromium.new_page(viewport={"width": 720, "height": 900})
         for name in parts:
-            answer = partial(Route.fulfill, body=PAGE.format(name), content_type="text/html")
-            page.route("**/still.html", lambda route: answer(route))   # noqa: B023
-            page.goto(f"http://127.0.0.1:{server.server_port}/still.html")
-            page.wait_for_selector(".live[data-ready]")
+            visit(page, server, name)
             page.wait_for_timeout(3000)          # completions go on for some steps
             page.locator(".live > div").screenshot(path=out / f"live-{name}.png")
-            page.unroute("**/still.html")
     server.shutdown()
 
 
