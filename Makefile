@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test fast report lab app workshop film export benchmarks gpu clean
+.PHONY: help demo test fast report lab app workshop film docs export benchmarks gpu clean
 
 # Threads that wait for each other give way soon, which a crowded machine needs; OpenMP reads it when torch is imported.
 # Not for app and lab: after the pause between two moves of a slider the threads would have to be woken for each operation.
@@ -42,6 +42,10 @@ workshop: .venv/done ## the participant's notebook, the teacher's copy and the s
 film: .venv/done ## film the painter for the home page, in a browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/browser.sh
 	$(BIN)/python tools/film.py
+
+docs: .venv/done ## the site, in _docs/, with its live parts, checked; needs Quarto
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/browser.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/docs.sh
 
 export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_export
