@@ -211,6 +211,8 @@ def test_links_to_colab_open_notebooks_that_exist_and_badges_their_own():
     opened = lambda path: [address.split("/nbs/")[-1] for address in badge.findall(text(path))]
     own = lambda path: opened(path) == [relative(path).removeprefix("nbs/")]
     assert offenders(own, PROGRAMS) == {}
+    alone = lambda path: re.findall(r"^\[!\[.*colab-badge\S*$", text(path), re.MULTILINE)
+    assert offenders(alone) == {}, "on the site a picture that is alone in its paragraph loses its link"
 
 
 def test_requirements_have_floors_and_no_ceilings():

@@ -267,14 +267,14 @@ ANSWER = """(async () => {
     ort.env.wasm.numThreads = 1;
     const session = await ort.InferenceSession.create(readFileSync(file)), f = (x, sigma, asked) =>
         network.evaluate(ort, session, { x: Float32Array.from(x), shape, sigma, ...asked });
-    %s })()"""
+    BODY })()"""
 NODE = {"scripts": ("vendor/ort.wasm.bundle.min.mjs", "network.js", "algorithms.js")}
 
 
 def answer(scripts, name, code, **given):
     """What the body of a function gives that knows `f` of a model"""
     shape = from_pretrained(name).notes["shape"]
-    made = javascript(ANSWER % code, scripts, **NODE, file=str(scripts / f"models/{name}.onnx"), shape=list(shape), **given)
+    made = javascript(ANSWER.replace("BODY", code), scripts, **NODE, file=str(scripts / f"models/{name}.onnx"), shape=list(shape), **given)
     return torch.tensor(made).reshape(-1, *shape)
 
 
