@@ -16,8 +16,9 @@ from fastcore.docments import docments
 HIDDEN = {"export", "hide", "default_exp"}
 
 def hide_cells(cell):
-    "Leave out of a page what nbdev does, but show cells marked `exporti`"
-    if cell.directives_ and cell.directives_.keys() & HIDDEN: del cell["source"]
+    "Leave out of a page what nbdev does and what a module imports, but show cells marked `exporti`"
+    imports = '#| code-summary: "Imports of the module"' in cell.source
+    if imports or cell.directives_ and cell.directives_.keys() & HIDDEN: del cell["source"]
 
 # %% ../nbs/93_pages.ipynb #a8bdc1f1
 OWN = ("#| code-fold: show\n", '#| code-summary: "Exported source"\n') # the lines that nbdev adds
