@@ -326,10 +326,21 @@ def test_a_picture_stands_without_scripts(visit, part):
     assert still.get_attribute("src") == f"images/live-{part}.png" and still.bounding_box()["height"] > 200
 
 
+CONTRAST = """selector => {
+    const bright = color => { const [r, g, b] = color.match(/[\\d.]+/g).map(v => (v / 255) ** 2.2); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const behind = bright(getComputedStyle(document.body).backgroundColor);
+    return [...document.querySelectorAll(selector)].map(e => bright(getComputedStyle(e)[e.closest('svg') ? 'fill' : 'color']))
+        .map(front => (Math.max(front, behind) + 0.05) / (Math.min(front, behind) + 0.05)); }"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_starts_on_a_phone_and_is_drawn(visit, part, scheme):
-    page = visit(PARTS[part], width=400, color_scheme=scheme, has_touch=True, is_mobile=True)
+    """In both schemes text can be told from the page: a contrast of 4.5 is what WCAG asks for"""
+    page = visit(PARTS[part], width=400, has_touch=True, is_mobile=True)
+    page.evaluate("scheme => { document.documentElement.dataset.bsTheme = scheme; }", scheme)
+    read = page.evaluate(CONTRAST, ".live-note, .live label:not(.live-choice label), .live output, .live-axes text")
+    assert len(read) > 2 and min(read) > 4.5
     assert page.locator(".live > img").count() == page.locator(".live-error").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     drawn = rest(page, pixels) + page.eval_on_selector_all(".live svg", "all => all.map(s => s.innerHTML)")

@@ -53,7 +53,7 @@ function bellsView({ center, width }) {
   }
   let found;
   return {
-    p, place, denoiser, range: [0.03, TOP], x: [0.05], sigma: 2.4,
+    p, place, denoiser, range: [0.03, TOP], x: [0.5], sigma: 2.4,
     el: make("div", { className: "live-over" }, canvas, p.svg),
     side: ([x]) => [SIDE, x],
     move(view, [sigma, x]) { view.sigma = within(sigma, view.range); view.x = [within(x, [-HIGH, HIGH])]; },
