@@ -52,15 +52,17 @@ export: .venv/done ## write the package and README.md from the notebooks
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py
 
-benchmarks: .venv/done ## import time and overhead, as ratios; then speed options, sampling and widgets
+benchmarks: .venv/done ## import time and overhead, as ratios; then speed options, sampling, widgets and the site
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/widgets.py
+	$(BIN)/python tools/live.py
+	$(BIN)/python benchmarks/live.py
 
 gpu: .venv/done ## GPU tests and speed in one table, within nine minutes; shortened without a GPU
 	$(BIN)/python tools/gpu.py $(ARGS)
 
 clean: ## remove the environment and everything made
-	rm -rf .venv demo workshop _docs _proc _run build dist *.egg-info
+	rm -rf .venv demo workshop _docs _proc _run build dist *.egg-info nbs/live/models nbs/live/vendor nbs/live/painter.*

@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from check_site import browser, serve  # noqa: E402
+from check_site import serve  # noqa: E402
+from headless import browser  # noqa: E402
 from live import LIVE, visit  # noqa: E402
 
 # a part, what is chosen first, the slider that moves, and what a move changes
@@ -34,12 +35,11 @@ TIMED = """([slider, shown]) => new Promise(done => {
 
 def main():
     """Print the table"""
-    server = serve(LIVE.parent)
     print(f"{'part':28}{'first picture':>14}{'a move':>10}{'longest':>10}")
-    with browser() as chromium:
+    with serve(LIVE.parent) as address, browser() as chromium:
         for name, choice, slider, shown in MOVES:
             page = chromium.new_context(viewport={"width": 900, "height": 900}).new_page()
-            visit(page, server, name)
+            visit(page, address, name)
             first = page.evaluate("performance.now()")
             if choice:
                 page.get_by_text(choice, exact=True).click()
@@ -47,7 +47,6 @@ def main():
             handles = [page.get_by_label(slider, exact=True).first.element_handle(), page.locator(shown).first.element_handle()]
             times = [page.evaluate(TIMED, handles) for _ in range(11)][1:]     # the first warms up
             print(f"{name + (f', {choice}' if choice else ''):28}{first:14.0f}{statistics.median(times):10.0f}{max(times):10.0f}")
-    server.shutdown()
 
 
 if __name__ == "__main__": main()

@@ -8,17 +8,18 @@ __all__ = []
 # %% ../nbs/93_pages.ipynb #e84d9112
 import re
 from dataclasses import MISSING, fields, is_dataclass
+from html import escape
 from importlib import import_module
 
 from fastcore.docments import docments
 
 # %% ../nbs/93_pages.ipynb #733608cf
 HIDDEN = {"export", "hide", "default_exp"}
+IMPORTS = re.compile(r'^#\| code-summary: "Imports of the module"$', re.M)
 
 def hide_cells(cell):
     "Leave out of a page what nbdev does and what a module imports, but show cells marked `exporti`"
-    imports = '#| code-summary: "Imports of the module"' in cell.source
-    if imports or cell.directives_ and cell.directives_.keys() & HIDDEN: del cell["source"]
+    if IMPORTS.search(cell.source) or cell.directives_ and cell.directives_.keys() & HIDDEN: del cell["source"]
 
 # %% ../nbs/93_pages.ipynb #a8bdc1f1
 OWN = ("#| code-fold: show\n", '#| code-summary: "Exported source"\n') # the lines that nbdev adds
@@ -34,7 +35,7 @@ ANSWERED_HERE = re.compile(r"# your turn$|^#\| code-summary: \"Check\"$", re.M)
 
 def hide_checks(cell):
     "Leave out of a page the cells in which a reader answers and is told whether that was right"
-    if cell.cell_type == "code" and ANSWERED_HERE.search(cell.get("source", "")): del cell["source"]
+    if cell.cell_type == "code" and ANSWERED_HERE.search(cell.source): del cell["source"]
 
 # %% ../nbs/93_pages.ipynb #b101f325
 LIVE = re.compile(r"^<!-- live: (\w+) \| (.+?) -->$", re.M | re.S)
@@ -47,7 +48,7 @@ PART = """```{{=html}}
 def live_part(cell):
     "Put a live part, and the picture that stands for it, where a page asks for one"
     if cell.cell_type == "markdown":
-        cell.source = LIVE.sub(lambda m: PART.format(m[1], " ".join(m[2].split())), cell.source)
+        cell.source = LIVE.sub(lambda m: PART.format(m[1], escape(" ".join(m[2].split()))), cell.source)
 
 # %% ../nbs/93_pages.ipynb #f828cf90
 SHOWN = re.compile(r"^### (\w+)\n\n```python\n(.*?)\n```", re.M | re.S)
@@ -62,6 +63,7 @@ def _public(name):
 def _field(f, said):
     "A field of a dataclass as a line of its signature"
     kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", None) or str(f.type)
+    if f.default_factory is not MISSING: kind += f"={f.default_factory.__name__}()"
     if f.default is not MISSING: kind += f"={getattr(f.default, '__name__', None) or repr(f.default)}"
     return f"    {f.name}:{kind}," + (f" # {said}" if said else "")
 

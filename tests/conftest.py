@@ -58,9 +58,7 @@ def shake(network):
 def javascript(expression, folder=Path(__file__).parent.parent / "nbs/live", scripts=("formulas.js",), **given):
     """What an expression is in JavaScript, through Node: it sees the scripts of the site and `given`, by their names"""
     node = shutil.which("node")
-    if not node:                                        # the one that comes with Playwright
-        from playwright._impl._driver import compute_driver_executable
-        node = str(compute_driver_executable()[0])
+    assert node, "no Node.js: run `bash tools/browser.sh`, which installs it"
     lines = [f"import * as {name.rpartition('/')[2].partition('.')[0]} from {json.dumps((folder / name).as_uri())};"
              for name in scripts]
     text = "\n".join(['import { readFileSync } from "fs";', *lines,

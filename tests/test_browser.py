@@ -6,13 +6,13 @@ They need Chromium, which `bash tools/browser.sh` installs where it is missing. 
 import base64
 import io
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 
+import headless
 import nbformat
 import pytest
 import torch
@@ -23,7 +23,6 @@ from consistency_models.pictures import to_png
 from consistency_models.widgets import sampling_explorer
 
 pytestmark = pytest.mark.slow
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PAGES = {
     "sampling": "sampling_explorer('digits')", "painter": "editing_explorer('digits')", "strokes": "editing_explorer('avatars', 'stroke to image')",
     "paths": "trajectory_explorer()", "schedule": "schedule_explorer()", "app": "app()"}
@@ -42,11 +41,6 @@ AT_REST = """async () => {     // loaded, and no part of the page has moved for 
     await new Promise(done => setTimeout(done, 500));
     return document.readyState === 'complete' && places() === before; }"""
 digits = from_pretrained("digits")
-
-
-def browser_path():
-    """A Chromium of the system, or `None` for the one that Playwright installed."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def serve(command, address, environment=None):
@@ -93,12 +87,7 @@ def voila(notebooks):
 
 @pytest.fixture(scope="module")
 def chromium():
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        try: browser = p.chromium.launch(executable_path=browser_path(), args=FLAGS)
-        except Exception as e: pytest.fail(f"no browser: run `bash tools/browser.sh`, which installs one ({e})")   # noqa: BLE001
-        yield browser
-        browser.close()
+    with headless.browser() as found: yield found
 
 
 @pytest.fixture

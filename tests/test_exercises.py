@@ -33,5 +33,6 @@ def test_a_right_answer_gets_its_sentence_and_no_hint(capsys, answer):
 
 def test_what_fails_is_not_right_yet_and_says_why(capsys):
     assert said(capsys, "eight") == "Not yet: this failed (can't multiply sequence by non-int of type 'float'). Hint: how many make one?\n"
-    assert said(capsys, 8, told=lambda n: 1 / 0) == "Not yet: this failed (division by zero). Hint: how many make one?\n"
+    assert said(capsys, 6, told=lambda n: 1 / 0) == "Not yet: this failed (division by zero). Hint: how many make one?\n"
+    assert said(capsys, 8, told=lambda n: 1 / 0) == "Right. Four times two.\n"
     assert said(capsys, None).startswith("Not yet: this failed (")

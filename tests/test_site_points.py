@@ -71,7 +71,7 @@ def test_paths_end_where_those_of_the_package_do():
     torch.testing.assert_close(there, exact_consistency_function(x, sigma, two_bells(4000).double()), atol=1e-4, rtol=0)
 
 
-def test_the_file_is_what_the_tool_makes():
+def test_the_file_has_the_form_that_the_page_reads():
     assert set(KNOWN) == {"bells", "moons", "denoising"} and KNOWN["denoising"] == points.DENOISING
     assert points.FILE.stat().st_size < 600_000
     torch.manual_seed(0)

@@ -1,22 +1,25 @@
 """What is wrong with the rendered site: `python tools/check_site.py FOLDER` prints it, and fails if there is anything.
 
-A badge that is no link, a picture without alt text, a link to a page or an anchor that is not there; and with a browser
-a page that has to be scrolled sideways on a phone of 400 pixels or on a screen of 1,280. The workflow runs it on what Quarto renders, the tests on what another renderer makes
-of the same pages.
+A badge that is no link, a picture without alt text, a link to a page or an anchor that is not there; and with a
+browser a page that has to be scrolled sideways on a phone of 400 pixels or on a screen of 1,280. The workflow runs it
+on what Quarto renders, the tests on what another renderer makes of the same pages.
 """
 
 import contextlib
 import functools
 import http.server
-import shutil
 import sys
 import threading
+from configparser import ConfigParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
+from headless import browser
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SETTINGS = ConfigParser(delimiters=["="], interpolation=None)
+SETTINGS.read(Path(__file__).parent.parent / "settings.ini", encoding="utf-8")
+BASE = SETTINGS["DEFAULT"]["doc_baseurl"]       # where the site lies; links of the page for what is not there begin so
 WIDTHS = 400, 1280
 
 
@@ -46,62 +49,57 @@ def links(folder, path, page, parsed):
         address = urlsplit(a["href"])
         if address.scheme or address.netloc: continue
         place = unquote(address.path)
-        target = path if not place else (folder / place.lstrip("/") if place.startswith("/") else path.parent / place).resolve()
+        start = folder if place.startswith("/") else path.parent
+        target = (start / place.removeprefix(BASE).lstrip("/")).resolve() if place else path
         if target.is_dir(): target = target / "index.html"
         if not target.exists(): wrong.append(f"dead link: {a['href']}")
-        elif address.fragment and target in parsed:
-            name = unquote(address.fragment)
-            if not parsed[target].find(id=name) and not parsed[target].find(attrs={"name": name}):
-                wrong.append(f"dead anchor: {a['href']}")
+        elif address.fragment and target in parsed and not parsed[target].find(id=unquote(address.fragment)):
+            wrong.append(f"dead anchor: {a['href']}")
     return wrong
 
 
+@contextlib.contextmanager
 def serve(folder):
-    """A server of the folder, in a thread"""
+    """The address of a server of the folder, also below the path that the site has"""
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+        def translate_path(self, path): return super().translate_path(path.removeprefix(BASE))
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try: yield f"http://127.0.0.1:{server.server_port}"
+        finally: server.shutdown()
 
 
-@contextlib.contextmanager
-def browser():
-    """A Chromium of the system, or the one that Playwright installed"""
-    from playwright.sync_api import sync_playwright
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+WIDE = """() => {
+    const over = e => e.getBoundingClientRect().right > innerWidth + 1;
+    const out = [...document.body.querySelectorAll('*')].filter(over).map(e => e.tagName + '.' + e.className);
+    return [document.documentElement.scrollWidth, out.slice(0, 3).join(', ')]; }"""
 
 
 def wide(folder, found):
     """Pages that are wider than the window, and what sticks out"""
-    server, wrong = serve(folder), {path: [] for path in found}
-    with browser() as chromium:
+    wrong = {path: [] for path in found}
+    with serve(folder) as address, browser() as chromium:
         page = chromium.new_page(viewport={"width": WIDTHS[0], "height": 800})
-        outside = lambda route: route.continue_() if "127.0.0.1" in route.request.url else route.abort()
-        page.route("**/*", outside)             # a badge that is slow to come changes nothing
+        # a badge that is slow to come changes nothing; what renders formulas has to come
+        far = lambda request: request.resource_type == "image" and not request.url.startswith(address)
+        page.route("**/*", lambda route: route.abort() if far(route.request) else route.continue_())
         for path in found:
-            page.goto(f"http://127.0.0.1:{server.server_port}/{path.relative_to(folder).as_posix()}", wait_until="load")
+            page.goto(f"{address}/{path.relative_to(folder).as_posix()}", wait_until="load")
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 800})
-                found_width, widest = page.evaluate("""() => {
-                    const over = e => e.getBoundingClientRect().right > innerWidth + 1;
-                    const out = [...document.body.querySelectorAll('*')].filter(over).map(e => e.tagName + '.' + e.className);
-                    return [document.documentElement.scrollWidth, out.slice(0, 3).join(', ')]; }""")
-                if found_width > width: wrong[path].append(f"{found_width} pixels wide in a window of {width}: {widest}")
-    server.shutdown()
+                needed, widest = page.evaluate(WIDE)
+                if needed > width: wrong[path].append(f"{needed} pixels wide in a window of {width}: {widest}")
     return wrong
 
 
-def faults(folder, browser=True):
+def faults(folder):
     """What is wrong, by page"""
     folder = Path(folder).resolve()
     parsed = pages(folder)
     found = {path: badges(page) + pictures(page) + links(folder, path, page, parsed) for path, page in parsed.items()}
-    for path, more in (wide(folder, parsed) if browser else {}).items(): found[path] += more
+    for path, more in wide(folder, parsed).items(): found[path] += more
     return {path.relative_to(folder).as_posix(): wrong for path, wrong in found.items() if wrong}
 
 

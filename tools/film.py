@@ -5,37 +5,20 @@ the bundled `avatars`; nothing in the pictures is touched. Needs Chromium (`bash
 """
 
 import io
-import shutil
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
+from headless import browser, voila
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 OUT = Path(__file__).parent.parent / "nbs/images/painter.gif"
-PORT, WIDTH = 8877, 640
-FLAGS = ["--no-sandbox", "--disable-gpu"]
+WIDTH = 640
 CELL = "from consistency_models.widgets import editing_explorer\neditor = editing_explorer('avatars')\neditor"
 # how often "next picture" is pressed, the class that is asked, and the strokes: heights and ends as shares of the picture
 SCENES = [(0, "hat", [(0.1 + 0.1 * i, 0.05, 0.95) for i in range(4)]),
           (1, "glasses", [(0.42, 0.1, 0.9), (0.52, 0.1, 0.9)]),
           (1, "both", [(0.1 + 0.1 * i, 0.05, 0.95) for i in range(4)])]
-
-
-def serve(folder):
-    """Voila on the folder"""
-    command = [sys.executable, "-m", "voila", "--no-browser", f"--port={PORT}", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{PORT}/"
-    for _ in range(300):
-        try: return process, urllib.request.urlopen(address, timeout=2)
-        except OSError: time.sleep(0.2)
-    raise RuntimeError("voila does not answer")
 
 
 def frame(page, pause=700):
@@ -73,22 +56,16 @@ def scene(page, number_of_next, name, strokes):
 
 def main():
     """Film all scenes into one file"""
-    folder = Path(tempfile.mkdtemp())
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel)
-    nbformat.write(book, folder / "painter.ipynb")
-    process, _ = serve(folder)
-    try:
-        with sync_playwright() as p:
-            path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-            page = p.chromium.launch(executable_path=path, args=FLAGS).new_page(viewport={"width": 1280, "height": 1000})
-            page.goto(f"http://127.0.0.1:{PORT}/voila/render/painter.ipynb")
+    with tempfile.TemporaryDirectory() as folder:
+        nbformat.write(book, Path(folder, "painter.ipynb"))
+        with voila(folder) as address, browser() as chromium:
+            page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+            page.goto(f"{address}/painter.ipynb")
             drawn = "() => document.querySelector('img.widget-image')?.naturalWidth > 50"
             page.wait_for_function(drawn, timeout=120_000)
             frames, times = map(list, zip(*(scene(page, *s) for s in SCENES)))
-    finally:
-        process.terminate()
-        shutil.rmtree(folder)
     frames, times = sum(frames, []), sum(times, [])
     small = [f.quantize(80) for f in frames]
     small[0].save(OUT, save_all=True, append_images=small[1:], duration=times, loop=0, optimize=True)

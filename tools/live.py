@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from check_site import serve
+from headless import browser
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 LIVE = ROOT / "nbs/live"
 RUNTIME = "onnxruntime-web@1.30.0"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-RUNTIME_FILES = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"
+RUNTIME_FILES = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 INPUTS = "x", "sigma", "class_labels", "weight"
 NAMES = "avatars", "mnist", "digits"
 PICTURES = 24
@@ -77,9 +79,10 @@ def export(net, path):
         warnings.simplefilter("ignore")         # of the exporter, about itself
         # strict: otherwise `len(x)` is taken for a constant, and the batch is fixed without a word
         program = torch.export.export(F(net).eval(), given, dynamic_shapes=({0: batch},) * 4, strict=True)
-        model = torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=["f"], verbose=False).model_proto
+        exported = torch.onnx.export(program, dynamo=True, input_names=INPUTS, output_names=["f"], verbose=False)
+    model, graph = exported.model_proto, exported.model_proto.graph
     halve(model)
-    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output, *model.graph.value_info):
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]              # where each line of Python was
     onnx.checker.check_model(model)
     onnx.save(model, path)
@@ -94,7 +97,7 @@ def known(net):
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().numpy().tobytes()
     return {"shape": list(net.notes["shape"]), "classes": [str(c) for c in net.notes.get("classes", range(10))],
             "weight": net.usual_weight, "weights": net.notes["guidance"][::2],
-            "sigmas": [80, 0.8], "labels": labels, "pictures": base64.b64encode(pixels).decode()}
+            "labels": labels, "pictures": base64.b64encode(pixels).decode()}
 
 
 def runtime(folder):
@@ -119,29 +122,27 @@ def main(live=LIVE):
         (live / f"models/{name}.json").write_text(json.dumps(known(net)))
     shutil.copy(ROOT / "consistency_models/static/painter.js", live)
     shutil.copy(ROOT / "consistency_models/static/painter.css", live)
-    if not (live / "vendor" / RUNTIME_FILES[-1]).exists(): runtime(live / "vendor")
+    runtime(live / "vendor")
 
 
-def visit(page, server, name):
+def visit(page, address, name):
     """Open a page with nothing on it but one part, and wait for its first picture"""
     page.unroute("**/part.html")
     page.route("**/part.html", lambda route: route.fulfill(body=PAGE.format(name), content_type="text/html"))
-    page.goto(f"http://127.0.0.1:{server.server_port}/part.html")
+    page.goto(f"{address}/part.html")
     page.wait_for_selector(".live[data-ready]")
 
 
 def stills(live=LIVE, out=ROOT / "nbs/images"):
     """The picture that stands for each part, taken in a browser"""
-    from check_site import browser, serve
-    parts = sorted(p.stem for p in live.glob("*.js") if "export default async function" in p.read_text(encoding="utf-8"))
-    server = serve(live.parent)
-    with browser() as chromium:
+    begins = "export default async function"
+    parts = sorted(p.stem for p in live.glob("*.js") if begins in p.read_text(encoding="utf-8"))
+    with serve(live.parent) as address, browser() as chromium:
         page = chromium.new_page(viewport={"width": 720, "height": 900})
         for name in parts:
-            visit(page, server, name)
+            visit(page, address, name)
             page.wait_for_timeout(3000)          # completions go on for some steps
             page.locator(".live > div").screenshot(path=out / f"live-{name}.png")
-    server.shutdown()
 
 
 if __name__ == "__main__":

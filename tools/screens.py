@@ -6,15 +6,13 @@ are bundled; nothing in the pictures is touched. Needs Chromium (`bash tools/bro
 
 import io
 import math
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import nbformat
-from film import FLAGS, PORT, serve
+from headless import browser, voila
 from PIL import Image, ImageChops
-from playwright.sync_api import sync_playwright
 
 OUT = Path(__file__).parent.parent / "nbs/images"
 LIVE = """import ipywidgets
@@ -70,19 +68,16 @@ def cut(shot, margin=8):
 
 def main(names):
     """Take the named screenshots"""
-    folder = Path(tempfile.mkdtemp())
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    for name in names:
-        cell = nbformat.v4.new_code_cell(SCREENS[name][0])
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), folder / f"{name}.ipynb")
-    process, _ = serve(folder)
-    try:
-        with sync_playwright() as p:
-            path = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-            browser = p.chromium.launch(executable_path=path, args=FLAGS)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            cell = nbformat.v4.new_code_cell(SCREENS[name][0])
+            book = nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
+            nbformat.write(book, Path(folder, f"{name}.ipynb"))
+        with voila(folder) as address, browser() as chromium:
             for name in names:
-                page = browser.new_page(viewport={"width": 960, "height": 1000})
-                page.goto(f"http://127.0.0.1:{PORT}/voila/render/{name}.ipynb", timeout=300_000)
+                page = chromium.new_page(viewport={"width": 960, "height": 1000})
+                page.goto(f"{address}/{name}.ipynb", timeout=300_000)
                 drawn = "() => document.querySelector('img.widget-image')?.naturalWidth > 50"
                 page.wait_for_function(drawn, timeout=120_000)
                 page.wait_for_timeout(1500)
@@ -91,9 +86,6 @@ def main(names):
                 shot = cut(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
                 shot.quantize(128).save(OUT / f"{name}.png", optimize=True)
                 page.close()
-    finally:
-        process.terminate()
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__": main(sys.argv[1:] or SCREENS)

@@ -6,13 +6,14 @@ function render({ model, el }) {
 
   // canvas: the one that is seen, and a hidden one that holds the strokes, as large as the picture
   const board = make("canvas", { tabIndex: 0, className: "cm-board" });
-  board.setAttribute("aria-label",
-    "paint here; arrow keys move, space paints, e erases, z undoes, i inverts, c clears");
+  board.setAttribute("role", "application");
+  board.setAttribute("aria-label", "paint here; arrow keys move, space paints, e erases, z undoes, " +
+    (model.get("invertible") ? "i inverts, " : "") + "c clears");
   board.dataset.lmSuppressShortcuts = "true";
   const layer = make("canvas"), picture = new Image();
   const pen = layer.getContext("2d", { willReadFrequently: true }), ctx = board.getContext("2d");
   const size = () => [model.get("width"), model.get("height")];
-  let past = [], sent = null, last = null, cursor = null, erase = false;
+  let past = [], sent = null, last = null, cursor = null, finger = null, erase = false;
 
   function show() {
     const [w, h] = size(), k = Math.max(1, Math.round(480 / w));
@@ -24,10 +25,11 @@ function render({ model, el }) {
     ctx.drawImage(layer, 0, 0, board.width, board.height);
     ctx.globalAlpha = 1;
     if (!cursor) return;
-    ctx.strokeStyle = erase ? "#000" : "#fff"; ctx.lineWidth = 2;
     ctx.beginPath();
     ctx.arc((cursor[0] + 0.5) * k, (cursor[1] + 0.5) * k, model.get("brush") * k / 2, 0, 7);
-    ctx.stroke();
+    const [outer, inner] = erase ? ["#fff", "#000"] : ["#000", "#fff"];     // seen on light and on dark
+    ctx.strokeStyle = outer; ctx.lineWidth = 5; ctx.stroke();
+    ctx.strokeStyle = inner; ctx.lineWidth = 2; ctx.stroke();
   }
 
   // brush: whole pixels within a circle, and lines as rows of such dabs
@@ -75,23 +77,31 @@ function render({ model, el }) {
             Math.floor((e.clientY - box.top) / box.height * h)];
   }
   board.onpointerdown = e => {
-    if (e.button > 0) return;
-    board.setPointerCapture(e.pointerId);
+    if (e.button > 0 || finger !== null) return;
+    board.setPointerCapture(finger = e.pointerId);
     remember();
     last = cursor = place(e); line(last, last); show();
   };
   board.onpointermove = e => {
+    if (finger !== null && e.pointerId !== finger) return;          // a second finger does not paint
     cursor = place(e);
     if (last) { line(last, cursor); last = cursor; }
     show();
   };
-  board.onpointerup = board.onpointercancel = () => { if (last) { last = null; send(); } };
+  board.onpointerup = board.onpointercancel = e => {
+    if (e.pointerId !== finger) return;
+    finger = last = null;
+    send();
+  };
   board.onpointerleave = () => { if (!last) { cursor = null; show(); } };
 
   // keys: all that the mouse does
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const keys = { " ": () => change(() => dab(...cursor)), e: toggle, z: undo,
-                 i: () => change(invert), c: () => change(clear) };
+                 i: () => model.get("invertible") && change(invert), c: () => change(clear) };
+  board.onfocus = () => {
+    if (board.matches(":focus-visible")) { cursor ||= size().map(n => n >> 1); show(); }
+  };
   board.onkeydown = e => {
     const [w, h] = size(), step = steps[e.key];
     if (e.ctrlKey || e.metaKey || e.altKey || !step && !keys[e.key]) return;
@@ -138,6 +148,8 @@ function render({ model, el }) {
     if (!url) { clear(); show(); return; }
     const image = new Image();
     image.onload = () => {
+      remember();
+      if (erase) toggle();
       clear();
       pen.globalCompositeOperation = "source-over"; pen.drawImage(image, 0, 0);
       show();

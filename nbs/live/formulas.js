@@ -1,13 +1,15 @@
 // The formulas of lessons 11, 13 and 16, as in the package.
 
+export const SIGMA_MIN = 0.002;
+
 // Karras' noise levels, ascending: Eq. 5 of Karras et al. (2022)
-export function karras(n, { min = 0.002, max = 80, rho = 7 } = {}) {
+export function karras(n, { min = SIGMA_MIN, max = 80, rho = 7 } = {}) {
   const [a, b] = [min ** (1 / rho), max ** (1 / rho)];
   return Array.from({ length: n }, (_, i) => (a + (b - a) * i / (n - 1)) ** rho);
 }
 
 // c_skip, c_out, c_in, c_noise: Karras et al. (2022), Table 1, with the shift of Song et al. (2023), appendix C
-export function scalings(sigma, data = 0.5, min = 0.002) {
+export function scalings(sigma, data = 0.5, min = SIGMA_MIN) {
   const root = Math.hypot(sigma, data);
   return { skip: data ** 2 / ((sigma - min) ** 2 + data ** 2), out: data * (sigma - min) / root,
            in: 1 / root, noise: Math.log(sigma) / 4 };
@@ -26,6 +28,14 @@ export function lognormalProbabilities(sigmas, mean = -1.1, std = 2) {
   const mass = sigmas.map(s => erf((Math.log(s) - mean) / (Math.SQRT2 * std)));
   const p = mass.slice(1).map((m, i) => m - mass[i]), total = p.reduce((a, b) => a + b);
   return p.map(each => each / total);
+}
+
+// Shares of one as whole per cent that add up to 100: the largest remainders are rounded up
+export function percents(shares) {
+  const cents = shares.map(share => Math.floor(100 * share)), rest = i => 100 * shares[i] - cents[i];
+  const order = shares.map((_, i) => i).sort((i, j) => rest(j) - rest(i));
+  for (const i of order.slice(0, 100 - cents.reduce((a, b) => a + b))) cents[i]++;
+  return cents;
 }
 
 // Number of levels at step k of K: appendix C of Song et al. (2023)
@@ -54,12 +64,12 @@ export function bestAnswer(pull, low, high) {
 }
 
 // Where the path through x ends if the data are N(0, std²): gaussian_consistency_function is this times x
-export const gaussianShrink = (sigma, std = 0.5, min = 0.002) =>
+export const gaussianShrink = (sigma, std = 0.5, min = SIGMA_MIN) =>
   Math.hypot(std, min) / Math.hypot(std, Math.max(sigma, min));
 
 // What the network must supply, F = (f - c_skip x) / c_out, as parts of x0 and z in x = x0 + σ z. If the data are the
 // one picture x0, its paths are straight lines and f = x0 + σ_min z.
-export function supplied(sigma, data = 0.5, min = 0.002) {
+export function supplied(sigma, data = 0.5, min = SIGMA_MIN) {
   const { skip, out } = scalings(sigma, data, min);
   return out > 0 ? [(1 - skip) / out, (min - skip * sigma) / out] : [0, -1];
 }
@@ -136,7 +146,7 @@ export function heunStep(denoiser, x, now, then) {
 }
 
 // All points of the path from x at level sigma down to the data, as [point, level]
-export function walk(denoiser, x, sigma, steps = 40, min = 0.002) {
+export function walk(denoiser, x, sigma, steps = 40, min = SIGMA_MIN) {
   const levels = karras(steps + 1, { min, max: Math.max(sigma, min) }).reverse(), points = [[x, levels[0]]];
   for (const then of levels.slice(1)) points.push([heunStep(denoiser, ...points.at(-1), then), then]);
   return points;

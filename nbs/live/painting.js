@@ -2,11 +2,10 @@
 
 import surface from "./painter.js";
 import { normal, steps } from "./algorithms.js";
-import { button, choice, levels, make, newest, note, paint, pictures, row, select } from "./ui.js";
+import { button, buttons, choice, levels, make, newest, note, paint, pictures, row, select } from "./ui.js";
 
-const PRESETS = ["hair", "top", "bottom", "left", "right", "center", "random"];
 const UNKNOWN = [80, 2, 1.21, 0.74, 0.45, 0.27, 0.165, 0.1];     // eight levels: lesson 19 finds them as good as forty
-const INK = "#D55E00";
+const INK = "#D55E00", PAINT = "#8B2FC9";
 
 document.head.append(make("link", { rel: "stylesheet", href: new URL("./painter.css", import.meta.url).href }));
 
@@ -27,19 +26,28 @@ function png(width, height, fill) {
   return canvas.toDataURL("image/png");
 }
 
+// What to hide, by name, for the pixel in row i and column j
+const chance = normal(1, 10000);
 const masks = {
   hair: (i, j, h) => i < 0.4 * h,
-  top: (i, j, h) => i < h >> 1, bottom: (i, j, h) => i >= h >> 1, left: (i, j, h, w) => j < w >> 1, right: (i, j, h, w) => j >= w >> 1,
+  top: (i, j, h) => i < h >> 1,
+  bottom: (i, j, h) => i >= h >> 1,
+  left: (i, j, h, w) => j < w >> 1,
+  right: (i, j, h, w) => j >= w >> 1,
   center: (i, j, h, w) => i >= h >> 2 && i < h - (h >> 2) && j >= w >> 2 && j < w - (w >> 2),
+  random: (i, j, h, w) => chance[i * w + j] < 0.25,
 };
 
-function mask(name, height, width) {
-  const random = normal(1, height * width), inside = name === "random" ? (i, j) => random[i * width + j] < 0.25 : masks[name];
+function painted(inside, color, height, width) {
   return png(width, height, context => {
-    context.fillStyle = INK;
-    for (let i = 0; i < height; i++) for (let j = 0; j < width; j++) if (inside(i, j, height, width)) context.fillRect(j, i, 1, 1);
+    context.fillStyle = color;
+    for (let i = 0; i < height; i++) {
+      for (let j = 0; j < width; j++) if (inside(i, j, height, width)) context.fillRect(j, i, 1, 1);
+    }
   });
 }
+const mask = (name, height, width) => painted(masks[name], INK, height, width);
+const cap = (height, width) => painted((i, j, h, w) => i > 0 && i < 0.3 * h && j > 0.17 * w && j < 0.8 * w, PAINT, height, width);
 
 async function strokes(url, shape) {
   const [channels, height, width] = shape, size = height * width;
@@ -61,62 +69,61 @@ async function strokes(url, shape) {
   return { covered, colors };
 }
 
-// The canvas at the left, `results` completions beside it, in `columns`. `begin` says what stands there at first.
-export function painter(el, model, { results, columns, begin = {} }) {
-  const [, height, width] = model.shape;
-  let number = begin.picture ?? 0, seed = 0, given;
-  const board = make("div", { className: "live-board" }), shown = pictures(results, `${results} completions`), said = note("");
-  const classes = model.classes.map((name, i) => [String(i), name]);
-  const label = select("asked for", classes, String(begin.label ?? model.labels[number]), () => redraw());
-  const free = levels("freedom", { min: 0.3, max: 20, value: 2.2 }, () => redraw());
-  const task = choice("Paint", [["hide", "what to draw anew"], ["color", "with colors"]], "hide", () => start());
-
+// The canvas at the left, `results` completions beside it, in `columns`. `begin` says what stands there at first. The
+// promise is kept when the first of the completions' steps is drawn.
+export async function painter(el, model, { results, columns, begin }) {
+  const { shape, size, classes } = model, [, height, width] = shape;
+  let number = begin.picture, seed = 0, given;
+  const board = make("div", { className: "live-board" }), shown = pictures(results, `${results} completions`);
   shown.el.style.setProperty("--columns", columns);
+  const said = note(""), kept = { hide: mask(begin.preset, height, width), color: model.name === "avatars" ? cap(height, width) : "" };
+  const asked = select("asked for", classes.map((name, i) => [String(i), name]),
+                       String(begin.label ?? model.labels[number]), () => redraw());
+  const free = levels("freedom", { min: 0.3, max: 20, value: 0.8 }, () => redraw());
+  const task = choice("Paint", [["hide", "what to draw anew"], ["color", "with colors"]], "hide", () => start());
+  const fitting = Object.keys(masks).filter(name => name !== "hair" || model.name === "avatars");
+  const presets = buttons("Hide", fitting.map(name => [name, () => { given.set("strokes", mask(name, height, width)); keep(); }]));
 
-  function start(preset = begin.preset) {
-    const hide = task.value === "hide";
-    given = traits({
-      width, height, brush: Math.max(2, Math.round(width / 7)), invertible: hide, opacity: hide ? 0.75 : 1, color: hide ? INK : "#8B2FC9",
-      strokes: hide ? mask(preset, height, width) : "", image: "",
-    }, () => redraw());
+  function start() {
+    const hide = task.value === "hide", brush = Math.max(2, Math.round(width / 7));
+    given = traits({ width, height, brush, invertible: hide, opacity: hide ? 0.75 : 1, color: hide ? INK : PAINT,
+                     strokes: kept[task.value], image: "" }, keep);
     presets.hidden = !hide;
     free.el.hidden = hide;
     board.replaceChildren();
     surface.render({ model: given, el: board });
     show();
-    redraw();
+    return redraw();
   }
-  function show() {
-    given.set("image", png(width, height, (_, canvas) => paint(canvas, model.picture(number), model.shape)));
-  }
-  const fitting = PRESETS.filter(name => name !== "hair" || model.name === "avatars");
-  const presets = row(...fitting.map(name => button(name, () => { given.set("strokes", mask(name, height, width)); redraw(); })));
+  function show() { given.set("image", png(width, height, (_, canvas) => paint(canvas, model.picture(number), shape))); }
+  function keep() { kept[task.value] = given.get("strokes"); redraw(); }
 
-  const redraw = newest(async () => {
-    const { covered, colors } = await strokes(given.get("strokes"), model.shape), hide = task.value === "hide";
-    const one = model.picture(number), repeat = x => Float32Array.from({ length: results * model.size }, (_, i) => x[i % model.size]);
-    const labels = Number(label.value), f = (x, sigma) => model.f(x, sigma, { labels });
-    const sigmas = hide ? UNKNOWN : [free.value, 0.4 * free.value];
-    const z = sigmas.map((_, i) => normal(1000 * i + seed, results * model.size));
-    const about = hide ? { known: repeat(one), mask: repeat(covered) } : { start: repeat(one.map((v, i) => covered[i] ? colors[i] : v)) };
-    for await (const { denoised } of steps(f, sigmas, z, about))
-      shown.canvases.forEach((canvas, i) => paint(canvas, denoised, model.shape, i * model.size));
-    const hidden = covered.reduce((a, b) => a + b, 0) / covered.length;
-    said.textContent = hide
-      ? `${Math.round(100 * hidden)}% is hidden and drawn anew, ${results} times; every other pixel stays as it is.`
-      : hidden ? "Your colors get noise on them, and two evaluations of the network make a picture of both."
-        : "Paint on the picture: glasses, a beard, other hair. More freedom, less of your painting.";
+  const redraw = newest(el, async () => {
+    const hide = task.value === "hide", { covered, colors } = await strokes(kept[task.value], shape), one = model.picture(number);
+    const repeat = x => Float32Array.from({ length: results * size }, (_, i) => x[i % size]);
+    const labels = Number(asked.value), sigmas = hide ? UNKNOWN : [free.value, 0.4 * free.value];
+    const z = sigmas.map((_, i) => normal(1000 * i + seed, results * size));
+    const about = hide ? { known: repeat(one), mask: repeat(covered) }
+      : { start: repeat(one.map((v, i) => covered[i] ? colors[i] : v)) };
+    for await (const { denoised } of steps((x, sigma) => model.f(x, sigma, { labels }), sigmas, z, about)) {
+      shown.canvases.forEach((canvas, i) => paint(canvas, denoised, shape, i * size));
+    }
+    const share = covered.reduce((a, b) => a + b, 0) / covered.length;
+    said.textContent = hide ? share ? `${Math.max(1, Math.round(100 * share))}% is hidden and drawn anew, ${results} times; ` +
+        "every other pixel stays as it is." : "Nothing is hidden: paint over a part."
+      : share ? "Your colors get noise on them, and two evaluations of the network make a picture of both. " +
+        "More freedom, less of your painting." : "Nothing is painted yet: a hat, glasses, a beard?";
   });
 
   const other = button("next picture", () => {
     number = (number + 1) % model.labels.length;
-    label.input.value = model.labels[number];
-    if (task.value === "color") given.set("strokes", "");
+    asked.input.value = model.labels[number];
+    if (task.value === "color") { given.set("strokes", ""); kept.color = ""; }
     show();
     redraw();
   });
   const again = button("other completions", () => { seed++; redraw(); });
-  el.append(make("div", { className: "live-painter" }, board, make("div", { className: "live-results" }, shown.el, row(label.el), row(free.el), said)),
-            row(task.el, other, again), presets);
-  start();
+  el.append(row(task.el, other), make("div", { className: "live-painter" }, make("div", {}, board, presets),
+                                      make("div", {}, shown.el, row(asked.el, again), row(free.el), said)));
+  await start();
 }
