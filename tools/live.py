@@ -3,7 +3,8 @@
 models/NAME.onnx is the consistency function f(x, sigma, class_labels, weight) of a bundled model, for any batch, with
 weights in half precision where they are stored so; models/NAME.json says its shape and classes and holds pictures
 to edit. vendor/ holds ONNX Runtime Web, and painter.js is the canvas of the notebooks' widgets. Nothing of that is
-in the repository. `--stills` draws the pictures that stand where scripts are off, in a browser: nbs/images/live-*.png.
+in the repository. `--stills` draws the pictures that stand where scripts are off, in a browser and without
+controls: nbs/images/live-*.png.
 """
 
 import base64
@@ -39,6 +40,7 @@ PICTURES = 24
 PAGE = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="live/live.css">
 <style>body {{ font: 16px system-ui; margin: 16px }}</style>
 <div class="live" data-live="{}"></div><script type="module" src="live/live.js"></script>"""
+DRAWN = ".live-control, .live-row, .live-choice, .live-hint, .live button, .cm-bar { display: none !important }"
 
 
 class F(nn.Module):
@@ -141,7 +143,8 @@ def stills(live=LIVE, out=ROOT / "nbs/images"):
         page = chromium.new_page(viewport={"width": 720, "height": 900})
         for name in parts:
             visit(page, address, name)
-            page.wait_for_timeout(3000)          # completions go on for some steps
+            page.wait_for_function("() => !document.querySelector('.live [aria-busy=true]')")
+            page.add_style_tag(content=DRAWN)
             page.locator(".live > div").screenshot(path=out / f"live-{name}.png")
 
 

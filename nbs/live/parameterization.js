@@ -20,13 +20,14 @@ function subscripted(place, text) {
   place.replaceChildren(...text.split(/_(\w+)/).map((part, i) => i % 2 ? drop(part) : i ? rise(part) : part));
 }
 
-// Where beside a point of a plot a label meets the curves least, and no label there before: attributes of its text
-function beside(p, [x, y], width, curves, taken = []) {
+// Where near a point of a plot, or above it at the top, a label meets the curves least and no label there before:
+// attributes of its text
+function near(p, [x, y], width, curves, taken = []) {
   const [left, right] = p.X.ends, [bottom, top] = p.Y.ends, points = curves.flat().map(([a, b]) => [p.X(a), p.Y(b)]);
-  const found = [-12, 24, -34, -56].flatMap(dy => [12, -12].map(dx => {
+  const found = [-12, 24, -34, -56, top + 14 - p.Y(y), top + 34 - p.Y(y)].flatMap(dy => [12, -12].map(dx => {
     const from = p.X(x) + dx - (dx < 0 ? width : 0), low = p.Y(y) + dy + 6, box = [from, from + width, low - 20, low];
     const within = ([a, b]) => a > box[0] && a < box[1] && b > box[2] && b < box[3];
-    const outside = box[0] < left - 8 || box[1] > right + 8 || box[2] < top - 8 || box[3] > bottom;
+    const outside = box[0] < left - 8 || box[1] > right + 12 || box[2] < top - 8 || box[3] > bottom;
     const over = taken.some(other => box[0] < other[1] && other[0] < box[1] && box[2] < other[3] && other[2] < box[3]);
     return { box, dx, dy, cost: 1000 * (outside + over) + points.filter(within).length };
   })).reduce((best, each) => each.cost < best.cost ? each : best);
@@ -54,8 +55,7 @@ export default async function (el) {
   const PARTS = [["x", "noisy, drawn rescaled"], ["c_skip · x", "kept"], ["+ c_out · F", "added"], ["= f", "answer"]];
   const canvases = PARTS.map(() => make("canvas", { className: "live-pixels" }));
   const captions = PARTS.map(() => make("figcaption"));
-  const figures = make("div", { className: "live-pictures",
-                                style: `--columns: ${narrow ? 2 : 4}; gap: 10px` },
+  const figures = make("div", { className: "live-pictures", style: `--columns: ${narrow ? 2 : 4}; gap: 10px` },
                        ...PARTS.map((_, i) => make("figure", {}, canvases[i], captions[i])));
   canvases.forEach((canvas, i) => {
     canvas.setAttribute("role", "img");
@@ -91,13 +91,14 @@ export default async function (el) {
     });
 
     const curves = p.layer("curves", false), now = p.layer("now", false);
-    const lines = ["skip", "out"].map(name => GRID.map(s => [s, scalings(s, data.value)[name]])), taken = [];
+    const kinds = { skip: "c0", out: "c1" }, names = Object.keys(kinds), taken = [];
+    const lines = names.map(name => GRID.map(s => [s, scalings(s, data.value)[name]]));
     lines.forEach((line, i) => curves.line(line, `c${i} strong`));
-    ["skip", "out"].forEach((name, i) => {
-      now.dot([sigma, c[name]], `c${i}`);
-      const place = beside(p, [sigma, c[name]], 80, lines, taken);
-      subscripted(now.text([sigma, c[name]], "", { class: `c${i} halo`, ...place }), `c_${name} ${two(c[name])}`);
-    });
+    for (const name of names.sort((a, b) => c[b] - c[a])) {             // the upper label first
+      now.dot([sigma, c[name]], kinds[name]);
+      const place = { class: `${kinds[name]} halo`, ...near(p, [sigma, c[name]], 78, lines, taken) };
+      subscripted(now.text([sigma, c[name]], "", place), `c_${name} ${two(c[name])}`);
+    }
 
     const norms = q.layer("curves"), here = q.layer("now", false), large = ofPicture(sigma);
     const picture = GRID.map(s => [s, ofPicture(s)]);
@@ -108,7 +109,7 @@ export default async function (el) {
     norms.text([75, 0.125], "for Gaussian data", { class: "c2", "text-anchor": "end" });
     here.dot([sigma, large], "c1");
     here.text([sigma, large], `size of F ${two(large)}`,
-              { class: "c1 halo", ...beside(q, [sigma, large], 100, [picture, gaussian]) });
+              { class: "c1 halo", ...near(q, [sigma, large], 100, [picture, gaussian]) });
     for (const put of grips) put(sigma, `σ = ${level(sigma)}`);
 
     const share = sigma < data.value / 4 ? "σ is far below σ data: x is kept, and the network is nearly switched off."
@@ -120,8 +121,10 @@ export default async function (el) {
     const fits = Math.abs(data.value - whole) < 0.02;
     sized.textContent = "The data here are this one face, so the right F is known: "
       + `it has size ${two(large)} at σ = ${level(sigma)}. `
-      + (fits ? `With σ data the size of the face, ${whole}, it is 1 at all levels; Gaussian data leave less to supply.`
-        : `σ data is ${two(data.value)}, the face has ${whole}. At σ = 80 F must have size ${two(ofPicture(80))}.`);
+      + (fits ? `With σ data the size of the face, ${whole}, it is 1 at all levels; `
+          + "Gaussian data leave less to supply."
+        : `σ data is ${two(data.value)}, the face has ${whole}. `
+          + `At σ = ${TOP} F must have size ${two(ofPicture(TOP))}.`);
   }
   draw();
   el.append(figures, sizes, row(at.el, data.el), p.svg, told, q.svg, sized);

@@ -60,7 +60,7 @@ function bellsView({ center, width }) {
   }
   let found;
   return {
-    p, place, denoiser, range: [0.03, TOP], x: [0.3], sigma: 2, part: 0.4, clear: { x: [1.2], sigma: 2.4 },
+    p, place, denoiser, range: [0.03, TOP], x: [0.3], sigma: 2, part: 0.4, clear: { x: [1.2], sigma: 2 },
     el: make("div", { className: "live-over" }, canvas, p.svg),
     side: ([x]) => [SIDE, x],
     legend: "Orange: the model answers above zero; purple: below.",
@@ -158,10 +158,10 @@ function handle(p, kind, attributes, moved, keyed) {
 function words({ p, plane, names = [] }) {
   const { width, height } = p.svg.viewBox.baseVal, low = height - (plane ? 20 : 56), layer = p.layer("text", false);
   const pixel = ([a, b]) => [p.X(a), p.Y(b)], box = (x, y, wide, high) => [x - wide, y - high, x + wide, y + high];
-  const taken = [];
+  const edge = plane ? 4 : p.X(LOW) - 12, taken = [];
   function write([x, y], word, kind, anchor = "middle") {
-    const half = 4.2 * word.length, turn = half * { start: 1, middle: 0, end: -1 }[anchor];
-    const middle = within(x + turn, [half + 4, width - half - 4]), at = within(y, [22, low]);
+    const half = 3.9 * word.length, turn = half * { start: 1, middle: 0, end: -1 }[anchor];
+    const middle = within(x + turn, [half + edge, width - half - 4]), at = within(y, [22, low]);
     const [left, top, right, bottom] = box(middle, at, half, 8);
     if (taken.some(([a, b, c, d]) => left < c && right > a && top < d && bottom > b)) return false;
     taken.push([left, top, right, bottom]);
@@ -181,14 +181,15 @@ function words({ p, plane, names = [] }) {
     },
     // above (-1) or below (1) a point; in the plane, where arrows go up and down too, beside it
     at(place, word, kind, side) {
-      const [x, y] = pixel(place), level = beside(x, y, 18, x < width - 120);
+      const [x, y] = pixel(place), across = beside(x, y, 18, x < width - 120);
       const upright = [[x, y + 23 * side], [x, y - 23 * side]];
-      first(plane ? [...level, ...upright] : [...upright, ...level], word, kind);
+      first(plane ? [...across, ...upright] : [...upright, ...across], word, kind);
     },
     // at a short line: above or below it, in the plane beside its middle
     short(a, b, word, kind, right) {
       const [[x, y], [u, v]] = [pixel(a), pixel(b)];
       if (Math.hypot(u - x, v - y) < (plane ? 10 : 5)) return;
+      if (!plane) taken.push([x - 2, Math.min(y, v), x + 2, Math.max(y, v)]);
       first(plane ? beside((x + u) / 2, (y + v) / 2, 16, right) :
         [[x, Math.min(y, v) - 14], [x, Math.max(y, v) + 14]], word, kind);
     },
@@ -359,7 +360,7 @@ export default async function (el) {
         const [[a, b], [c, d], [u, v]] = [from, to, place(lesser(part * sigma), part * sigma)].map(text.pixel);
         return ((v - b) * (a - c) - (u - a) * (b - d)) / Math.hypot(a - c, b - d);
       };
-      if (first && Math.abs(off(view.part)) < 25)
+      if (first && Math.abs(off(view.part)) < 15)
         view.part = spaced(9, 0.2, 0.6).reduce((a, b) => Math.abs(off(b)) > Math.abs(off(a)) ? b : a);
       view.asked = true;
       const below = view.part * sigma, there = lesser(below), target = f(there, below), step = place(there, below);
