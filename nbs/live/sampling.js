@@ -44,15 +44,18 @@ export default async function (el) {
       shown.push([name, visible(noisy, sigma)], [`step ${shown.length / 2 + 1}`, denoised]);
     }
     strip.ariaLabel = `${COLUMNS} samples: ${shown.map(([name]) => name).join(", ")}`;
-    strip.replaceChildren(...shown.map(([name, x]) => line(name, x, shape, size)));
+    while (strip.children.length > shown.length) strip.lastChild.remove();
+    shown.forEach(([name, x], i) => {
+      const [words, row] = (strip.children[i] ?? strip.appendChild(line())).children;
+      words.textContent = name;
+      [...row.children].forEach((canvas, j) => paint(canvas, x, shape, j * size));
+    });
     said.textContent = words(n, chosen[1], asked < 0 ? classes.slice(0, COLUMNS) : [classes[asked]], options.weight);
   });
 
-  function line(name, x, shape, size) {
+  function line() {
     const canvases = Array.from({ length: COLUMNS }, () => make("canvas", { className: "live-pixels" }));
-    canvases.forEach((canvas, i) => paint(canvas, x, shape, i * size));
-    return make("div", { className: "live-line" }, make("span", { textContent: name }),
-                make("div", { className: "live-pictures" }, ...canvases));
+    return make("div", { className: "live-line" }, make("span"), make("div", { className: "live-pictures" }, ...canvases));
   }
 
   function words(n, second, names, w) {
