@@ -65,7 +65,7 @@ def javascript(expression, folder=Path(__file__).parent.parent / "nbs/live", scr
                       f"const {{ {', '.join(given)} }} = JSON.parse(readFileSync(0, 'utf8'));",
                       f"process.stdout.write(JSON.stringify(await ({expression})));"])
     ran = subprocess.run([node, "--input-type=module", "-e", text], input=json.dumps(given), capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout)
 
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 LIVE = ROOT / "nbs/live"
 RUNTIME = "onnxruntime-web@1.30.0"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-RUNTIME_FILES = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+RUNTIME_FILES = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"   # the last for Node
 INPUTS = "x", "sigma", "class_labels", "weight"
 NAMES = "avatars", "mnist", "digits"
 PICTURES = 24
