@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 import answers
+import mutate
 import pytest
 import readme
 
@@ -322,6 +323,13 @@ def test_imports_stand_in_cells_of_their_own():
 def test_no_code_asks_for_cuda_outright():
     codes = lambda path: map(source, cells(path, "code"))
     assert offenders(lambda path: [code[:60] for code in codes(path) if ".cuda(" in code]) == {}
+
+
+def test_faults_that_are_seeded_to_try_the_tests_change_a_line_that_is_there():
+    lists = sorted(mutate.LISTS.glob("*.txt"))
+    code = {p.stem: (ROOT / f"consistency_models/{p.stem}.py").read_text(encoding="utf-8") for p in lists}
+    stale = [(module, what) for module in code for what, old, _ in mutate.mutations(module) if code[module].count(old) != 1]
+    assert len(lists) > 10 and stale == []
 
 
 # ---------------------------------------------------------------- Lessons
