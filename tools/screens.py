@@ -1,4 +1,4 @@
-"""Screenshots of the widgets: `python tools/screens.py` writes five PNGs to nbs/images.
+"""Screenshots of the widgets: `python tools/screens.py` writes six PNGs to nbs/images.
 
 A browser opens each widget on a page of Voila, sets its controls or draws with the mouse, as a user would. The models
 are bundled; nothing in the pictures is touched. Needs Chromium (`bash tools/browser.sh`).
@@ -56,7 +56,7 @@ def heart(page):
 
 
 SCREENS = {"live": (LIVE, None), "explorer": (EXPLORER, None), "paths": (PATHS, heart), "editor": (EDITOR, None),
-           "dashboard": (DASHBOARD, None)}
+           "dashboard": (DASHBOARD, None), "app": ("from consistency_models.widgets import app\napp()", None)}
 
 
 def cut(shot, margin=8):
