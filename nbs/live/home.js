@@ -6,7 +6,8 @@ import { painter } from "./painting.js";
 import { button, levels, make, newest, note, paint, pictures, row, visible } from "./ui.js";
 
 const COLUMNS = 8;
-const SAYS = [[20, "All is noise, and one evaluation of the network makes faces of it: bare, with glasses, a hat, both, and again."],
+const SAYS = [[20, "All is noise, and one evaluation of the network makes faces of it: " +
+                   "bare, with glasses, a hat, both, and again."],
               [2, "You see only noise; the network already finds traces of a face in it."],
               [0.3, "Colors and shapes shine through the noise; the network decides the details."],
               [0, "Little noise: the network takes it off and keeps the face."]];
@@ -14,9 +15,11 @@ const SAYS = [[20, "All is noise, and one evaluation of the network makes faces 
 export default async function (el) {
   const model = await load("avatars"), { size, shape } = model;
   let seed = 7;
-  const noisy = pictures(COLUMNS, "eight faces with noise"), answers = pictures(COLUMNS, "what the network makes of them");
-  const said = note(""), faces = Float32Array.from({ length: COLUMNS * size }, (_, i) => model.picture(Math.floor(i / size))[i % size]);
+  const noisy = pictures(COLUMNS, "eight faces with noise"), said = note("");
+  const answers = pictures(COLUMNS, "what the network makes of them");
   const labels = Array.from({ length: COLUMNS }, (_, i) => i % model.classes.length);
+  const faces = new Float32Array(COLUMNS * size);
+  labels.forEach((_, i) => faces.set(model.picture(i), i * size));
   const control = levels("noise", { min: 0.02, max: 80, value: 80 }, () => redraw());
 
   // One noise for each face, whatever the level: at 80 the network sees noise alone, further down also a face

@@ -70,7 +70,7 @@ async function strokes(url, shape) {
 }
 
 // The canvas at the left, `results` completions beside it, in `columns`. `begin` says what stands there at first. The
-// promise is kept when the first of the completions' steps is drawn.
+// promise is kept when the first completions are done.
 export async function painter(el, model, { results, columns, begin }) {
   const { shape, size, classes } = model, [, height, width] = shape;
   let number = begin.picture, seed = 0, given;

@@ -1,5 +1,5 @@
 // Lesson 12: where the path through a noisy point ends, where a model says that it ends, and how models learn it.
-import { button, choice, level, make, narrow, note, plot, row, shape, slider } from "./ui.js";
+import { button, choice, level, levels, make, narrow, note, plot, row, shape, slider } from "./ui.js";
 import { bellsDenoiser, halves, heunStep, planeDenoiser, plainNetwork, walk } from "./formulas.js";
 import { normal } from "./algorithms.js";
 import { json } from "./model.js";
@@ -226,8 +226,7 @@ export default async function (el) {
   const asked = choice("Show", [["gap", "the gap"], ["loss", "what the loss asks"]], "gap", draw);
   const when = slider("training", { min: 0, max: 1, value: 1, show: k => run() ? `step ${many(run().steps[k])}` : "" },
                       k => { pause(); share = k / when.input.max; draw(); });
-  const noise = slider("noise level", { min: 0.05, max: 3, step: 0.001, value: 1, show: s => `σ = ${level(s)}`,
-                                        of: Math.exp, to: Math.log }, s => { view.level(view, s); draw(); });
+  const noise = levels("noise level", { min: 0.05, max: 3, value: 1 }, s => { view.level(view, s); draw(); });
   const play = button("Play", () => playing ? pause() : start());
   const said = note(""), stage = make("div"), training = row(when.el, play), lowest = row(noise.el);
   el.append(row(which.el, model.el), row(asked.el), stage, said, training, lowest);
