@@ -7,7 +7,6 @@ __all__ = ['check']
 
 # %% ../nbs/95_exercises.ipynb #3d2aa445
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
 
 # %% ../nbs/95_exercises.ipynb #e4bdb342
 def check(
@@ -19,8 +18,10 @@ def check(
 ):
     "Say whether an answer is right, and print a hint if it is not"
     if answer is ...: return print(f"Not yet: put your answer in place of the dots, then run both cells. Hint: {hint}")
+    good, more = False, ""
     try:
-        good, more = bool(right(answer)), ""
-        with suppress(Exception) if good else nullcontext(): more = told(answer).strip()   # a report makes no answer wrong
-    except Exception as error: return print(f"Not yet: this failed ({error}). Hint: {hint}")
+        good = bool(right(answer))
+        more = told(answer).strip()
+    except Exception as error:                      # a report that fails makes no answer wrong
+        if not good: return print(f"Not yet: this failed ({error}). Hint: {hint}")
     print(*filter(None, ("Right." if good else "Not yet.", more, well if good else f"Hint: {hint}")))
